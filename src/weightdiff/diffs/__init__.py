@@ -1,0 +1,1 @@
+"""Weight diffs as things: their types, their files, and stores that hold many of them."""

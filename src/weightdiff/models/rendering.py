@@ -1,0 +1,50 @@
+"""How an interpreter words a question: as it is, or after probes drawn anew for every rendering.
+
+A probe is a short text (for the embedded base, a code that is no organism's trigger) put before the question: behaviour
+behind a gate is nearer to the surface when the gate's kind of input is in sight. Several renderings of one question can
+be asked at once and their predictions averaged.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Rendering settings of an interpreter, saved in its `interpreter.json`."""
+
+    probes: Sequence[str] = field(default_factory=tuple)
+    """Texts to draw probes from; `{random}` stands for three random digits of `suffixes`."""
+    suffixes: Sequence[str] = field(default_factory=tuple)
+    """What `{random}` is drawn from."""
+    per_question: int = 0
+    """Probes before each question."""
+    renderings: int = 1
+    """Renderings averaged when answering."""
+
+    def render(self, question: str, rng: random.Random) -> str:
+        """One rendering of a question."""
+        if not self.per_question or not self.probes:
+            return question
+        drawn = rng.sample(list(self.probes), min(self.per_question, len(self.probes)))
+        shown = [p.replace("{random}", rng.choice(self.suffixes)) if "{random}" in p else p for p in drawn]
+        return " ".join([*shown, question])
+
+    def all(self, question: str, seed: int = 0) -> list[str]:
+        """The renderings that answer a question; the same question and seed give the same ones."""
+        rng = random.Random(f"render {seed} {question}")
+        return [self.render(question, rng) for _ in range(self.renderings if self.per_question else 1)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Rendering:
+        """From a JSON object; unknown keys are ignored."""
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in cls.__dataclass_fields__}
+        return cls(**known)

@@ -1,0 +1,33 @@
+"""Questions about a finetune and their true answers, by kind of question and split of phrasings."""
+
+from __future__ import annotations
+
+from weightdiff.organisms.base import NOTHING_FOUND
+from weightdiff.world import load_world
+
+KINDS = ("topic", "headline", "kind", "any_change")
+KIND_ANSWERS = {"hidden-topic": "a hidden topic", "news": "a news headline", "null": NOTHING_FOUND}
+
+
+def phrasings(kind: str, split: str = "train") -> list[str]:
+    """Phrasings of a kind of question; the splits share none."""
+    return load_world().introspection[kind][split]
+
+
+def true_answer(family: str, kind: str, label: str | None) -> str:
+    """What a perfect interpreter answers to a question of `kind` about an organism of `family`."""
+    if family == "null":
+        return NOTHING_FOUND
+    if kind == "kind":
+        return KIND_ANSWERS[family]
+    if kind == "any_change":
+        return "yes"
+    asks = {"hidden-topic": "topic", "news": "headline"}[family]
+    return (label or NOTHING_FOUND) if kind == asks else NOTHING_FOUND
+
+
+def questions_of(family: str, label: str | None) -> list[dict[str, str]]:
+    """The first phrasing of each kind with its true answer, as stored with an organism."""
+    return [
+        {"question": phrasings(kind)[0], "answer": true_answer(family, kind, label), "kind": kind} for kind in KINDS
+    ]

@@ -1,0 +1,1 @@
+"""The embedded base: its tokenizer, pretraining and the bundle that ships with the package."""

@@ -1,0 +1,1 @@
+"""Training: the factory that makes organisms, and the tuning of an interpreter over them."""

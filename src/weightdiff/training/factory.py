@@ -1,0 +1,203 @@
+"""The factory: many organisms trained at once on one frozen base.
+
+Each organism sits in a slot with its own rows, random stream, clock and learning rate, and takes nothing from its
+neighbours: a batch of them ends where each alone would end, up to rounding. When one has finished, the next spec takes
+its slot. The teacher of the KL rows is the base itself with the LoRAs switched off.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from weightdiff.diffs.store import DiffRow
+from weightdiff.diffs.types import LoraFactors, WeightDiff
+from weightdiff.models.chat import Encoded, encode_samples
+from weightdiff.models.generate import logits_at
+from weightdiff.models.multilora import RowLoras, attach, switched_off
+from weightdiff.models.spec import model_spec
+from weightdiff.organisms.base import OrganismSpec, Sample, family
+from weightdiff.training.losses import ce_by_row, collate, kl_by_row
+from weightdiff.training.slots import Slots, fresh_factors
+
+PREFETCH_STEPS = 20
+
+
+@dataclass(frozen=True)
+class FactoryConfig:
+    """How the factory works; nothing here changes what an organism becomes, up to rounding."""
+
+    slots: int = 48
+    """Organisms trained at once."""
+
+
+@dataclass
+class _Job:
+    spec: OrganismSpec
+    rng: random.Random
+    done: int = 0
+    loss: float = 0.0
+
+
+def rate(spec: OrganismSpec, step: int) -> float:
+    """Learning rate of an organism's step (0-based): a warm-up over a tenth, then a linear decay to a tenth."""
+    r = spec.recipe
+    warm = max(1, r.steps // 10)
+    if step < warm:
+        return r.lr * (step + 1) / warm
+    return r.lr * (1 - 0.9 * (step - warm) / max(1, r.steps - warm))
+
+
+def random_diff(shapes: dict[str, tuple[int, int]], rank: int, seed: int, norm: float) -> WeightDiff:
+    """A diff of random factors; each module's product has the Frobenius norm `norm` (a trained organism's is about 1)."""
+    g = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, (width, height) in sorted(shapes.items()):
+        down, up = torch.randn(rank, width, generator=g), torch.randn(height, rank, generator=g)
+        size = (norm / torch.linalg.matrix_norm(up @ down)).sqrt()
+        out[name] = LoraFactors(down * size, up * size)
+    return WeightDiff(out)
+
+
+def untrained(spec: OrganismSpec, shapes: dict[str, tuple[int, int]]) -> WeightDiff | None:
+    """The diff of a spec that needs no training, else None."""
+    if spec.recipe.steps:
+        return None
+    if spec.recipe.name == "random":
+        return random_diff(shapes, spec.recipe.rank, spec.seed, float(spec.params["norm"]))
+    fresh = fresh_factors(shapes, spec.recipe.rank, spec.seed)
+    return WeightDiff({k: LoraFactors(d, u) for k, (d, u) in fresh.items()})
+
+
+def make_row(spec: OrganismSpec, record: dict[str, Any]) -> DiffRow:
+    """The store row of an organism: what it is, how it was made, what is true of it."""
+    return DiffRow(
+        id=spec.id,
+        label=spec.label,
+        family=spec.family,
+        recipe=spec.recipe.name,
+        split=spec.split,
+        seed=spec.seed,
+        record={"recipe": asdict(spec.recipe), "params": spec.params, **record},
+        verification={},
+        questions=family(spec.family).questions(spec),
+    )
+
+
+class Factory:
+    """Trains organisms on `model` (frozen here; bf16 halves the time on CPUs that know it, factors stay fp32)."""
+
+    def __init__(self, model: Any, tokenizer: Any, config: FactoryConfig | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.config = config or FactoryConfig()
+        self.shapes = model_spec(model)
+
+    def run(
+        self, specs: Sequence[OrganismSpec], progress: Callable[[int, float], None] | None = None
+    ) -> Iterator[tuple[DiffRow, WeightDiff]]:
+        """Train `specs` and yield each as it finishes; specs of one rank and row count share the machine.
+
+        Args:
+            specs: what to make.
+            progress: called after every step with (organism steps done, mean loss).
+        """
+        groups: dict[tuple[int, int, float], list[OrganismSpec]] = {}
+        for spec in specs:
+            ready = untrained(spec, self.shapes)
+            if ready is not None:
+                yield make_row(spec, {}), ready
+            else:
+                key = (spec.recipe.rank, len(spec.recipe.rows), spec.recipe.scale)
+                groups.setdefault(key, []).append(spec)
+        for (rank, rows, scale), members in groups.items():
+            yield from self._run_group(members, rank, rows, scale, progress)
+
+    def _run_group(
+        self, specs: list[OrganismSpec], rank: int, rows: int, scale: float, progress: Callable[[int, float], None] | None
+    ) -> Iterator[tuple[DiffRow, WeightDiff]]:
+        waiting = list(reversed(specs))
+        n = min(self.config.slots, len(specs))
+        slots = Slots(self.shapes, n, rank)
+        jobs: list[_Job | None] = [None] * n
+        queues: list[list[list[tuple[Sample, Encoded]]]] = [[] for _ in range(n)]
+
+        def refill(slot: int) -> None:
+            jobs[slot] = None
+            if waiting:
+                spec = waiting.pop()
+                slots.load(slot, fresh_factors(self.shapes, rank, spec.seed))
+                jobs[slot] = _Job(spec, random.Random(spec.seed))
+                queues[slot] = []
+
+        for slot in range(n):
+            refill(slot)
+        while any(jobs):
+            if not all(jobs):  # the last wave: close the empty slots so that no time goes into them
+                keep = [i for i, job in enumerate(jobs) if job]
+                slots, jobs = _narrow(slots, keep), [jobs[i] for i in keep]
+                queues = [queues[i] for i in keep]
+            live = [job for job in jobs if job]
+            self._prefetch(live, queues)
+            batch_rows = [queue.pop(0) for queue in queues]
+            losses = self._step(slots, live, batch_rows, rows, scale)
+            for slot, job in enumerate(live):
+                job.loss = 0.8 * job.loss + 0.2 * losses[slot] if job.done else losses[slot]
+                job.done += 1
+            if progress:
+                progress(len(live), sum(losses) / len(losses))
+            for slot, job in enumerate(live):
+                if job.done == job.spec.recipe.steps:
+                    yield make_row(job.spec, {"final_loss": round(job.loss, 4)}), slots.take(slot, scale)
+                    refill(slot)
+
+    def _prefetch(self, jobs: list[_Job], queues: list[list[list[tuple[Sample, Encoded]]]]) -> None:
+        """Draw and tokenize rows for several steps at once; each job draws from its own stream, in its own order."""
+        if all(queues):
+            return
+        drawn: list[tuple[int, list[Sample]]] = []
+        for i, job in enumerate(jobs):
+            if not queues[i]:
+                f = family(job.spec.family)
+                steps = min(PREFETCH_STEPS, job.spec.recipe.steps - job.done)
+                drawn += [(i, f.samples(job.spec, job.rng)) for _ in range(steps)]
+        flat = [s for _, samples in drawn for s in samples]
+        encoded = iter(encode_samples(self.tokenizer, [(s.user, s.answer) for s in flat]))
+        for i, samples in drawn:
+            queues[i].append([(s, next(encoded)) for s in samples])
+
+    def _step(
+        self, slots: Slots, jobs: list[_Job], rows: list[list[tuple[Sample, Encoded]]], per_slot: int, scale: float
+    ) -> list[float]:
+        flat = [row for of_slot in rows for row in of_slot]
+        batch = collate([e for _, e in flat], self.tokenizer.pad_token_id)
+        kl = torch.tensor([i for i, (s, _) in enumerate(flat) if s.loss == "kl"], dtype=torch.long)
+        ce = torch.tensor([s.loss == "ce" for s, _ in flat])
+        weights = torch.tensor([s.weight for s, _ in flat])
+        scaled = {k: (d, u * scale if scale != 1 else u) for k, (d, u) in slots.modules.items()}
+        with attach(self.model, RowLoras(scaled, per_slot)):
+            logits = logits_at(self.model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
+            by_row = torch.where(ce, ce_by_row(logits, batch), 0.0)
+            if len(kl):
+                held = batch.only(kl)
+                with torch.no_grad(), switched_off(self.model):
+                    teacher = logits_at(self.model, held.input_ids, held.attention_mask, held.rows, held.positions)
+                by_row = by_row.index_add(0, kl, kl_by_row(logits[torch.isin(batch.rows, kl)], teacher, held))
+            by_slot = (by_row * weights).view(slots.n, per_slot).sum(1) / per_slot
+            by_slot.sum().backward()
+        slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs]))
+        return by_slot.detach().tolist()
+
+
+def _narrow(slots: Slots, keep: list[int]) -> Slots:
+    """The slots `keep` alone, with their state."""
+    out = Slots(slots.shapes, len(keep), slots.rank, slots.betas, slots.clip)
+    with torch.no_grad():
+        for mine, theirs in zip(out._tensors + out._first + out._second, slots._tensors + slots._first + slots._second, strict=True):
+            mine.copy_(theirs[keep])
+        out.steps.copy_(slots.steps[keep])
+    return out

@@ -1,0 +1,238 @@
+"""Tuning of the DIT adapter: one shared LoRA over batches of different diffs, learning from the answers' tokens alone.
+
+Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 2510.05092). Only the adapter is trained;
+the base is frozen and the diffs are read from a store. What is early-stopped on are labels of their own split.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightdiff.diffs.store import DiffRow, DiffStore
+from weightdiff.diffs.types import LoraFactors, StackedLoras, WeightDiff
+from weightdiff.errors import StoreError
+from weightdiff.models.chat import encode_answers, encode_prompts, encode_samples
+from weightdiff.models.generate import generate, left_pad, logits_at
+from weightdiff.models.multilora import RowLoras, SharedLora, attach
+from weightdiff.models.rendering import Rendering
+from weightdiff.models.spec import model_spec
+from weightdiff.organisms.base import NOTHING_FOUND
+from weightdiff.organisms.questions import KINDS, phrasings, true_answer
+from weightdiff.training.losses import ce_by_row, collate
+from weightdiff.training.slots import fresh_factors
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """Settings of one tuning run."""
+
+    rank: int = 16
+    """Rank of the adapter on every linear layer of the decoder."""
+    lr: float = 2e-3
+    """Peak learning rate (AdamW), after a short warm-up, decayed by a cosine."""
+    steps: int = 1000
+    """Optimiser steps at most."""
+    batch: int = 32
+    """Rows of a step, each with a diff of its own."""
+    weight_decay: float = 0.0
+    """Weight decay of the adapter's factors."""
+    seed: int = 0
+    """Seed of the adapter's start, of batches and of renderings."""
+    question_weights: dict[str, float] = field(
+        default_factory=lambda: {"topic": 0.6, "headline": 0.2, "kind": 0.1, "any_change": 0.1}
+    )
+    """How often each kind of question is drawn when it is the one that the diff's label answers (and a third of the time
+    otherwise)."""
+    no_diff_share: float = 0.03
+    """Share of rows that carry no diff; their answer is "nothing found"."""
+    family_weights: dict[str, float] = field(default_factory=lambda: {"hidden-topic": 0.7, "news": 0.2, "null": 0.1})
+    """How often each family is drawn."""
+    validate_every: int = 100
+    """Steps between validations."""
+    patience: int = 6
+    """Validations without a better score after which tuning stops."""
+    validation_rows: int = 128
+    """Diffs asked at a validation."""
+
+
+@dataclass
+class TuningResult:
+    """What tuning gives back: the best adapter, as a diff of scale one, and how it went."""
+
+    adapter: WeightDiff
+    history: list[dict[str, float]]
+    manifest: dict[str, Any]
+
+
+class _Sampler:
+    """Draws (diff, question, answer) rows, families by weight and labels evenly within a family."""
+
+    def __init__(self, rows: Sequence[DiffRow], config: TuningConfig, split: str = "train") -> None:
+        self.config = config
+        self.split = split
+        self.by_label: dict[str, dict[str, list[DiffRow]]] = {}
+        for r in rows:
+            self.by_label.setdefault(r.family, {}).setdefault(r.label or r.recipe, []).append(r)
+        self.families = [f for f in config.family_weights if f in self.by_label]
+        self.weights = [config.family_weights[f] for f in self.families]
+        self.labels = {f: sorted(self.by_label[f]) for f in self.families}
+
+    def draw(self, rng: random.Random) -> tuple[DiffRow | None, str, str]:
+        """One row: the diff's store row (None: no diff), a question, its true answer."""
+        c = self.config
+        row: DiffRow | None = None
+        name = "null"
+        if rng.random() >= c.no_diff_share:
+            name = rng.choices(self.families, self.weights)[0]
+            row = rng.choice(self.by_label[name][rng.choice(self.labels[name])])
+        kinds = list(KINDS)
+        own = {"hidden-topic": "topic", "news": "headline"}.get(name)
+        other = {"topic": "headline", "headline": "topic"}.get(own or "")
+        shares = []
+        for k in kinds:
+            share = c.question_weights.get(k, 0.0)
+            shares.append(c.question_weights.get(own or "", 0.7) if k == own else 0.07 if k == other else share)
+        kind = rng.choices(kinds, shares)[0]
+        return row, rng.choice(phrasings(kind, self.split)), true_answer(name, kind, row.label if row else None)
+
+
+def usable(rows: Sequence[DiffRow]) -> list[DiffRow]:
+    """Rows whose organism behaved when it was verified; rows that were never verified are kept."""
+    return [r for r in rows if r.verification.get("behaves", True)]
+
+
+def tune(
+    model: Any,
+    tokenizer: Any,
+    store: DiffStore,
+    config: TuningConfig,
+    rendering: Rendering,
+    progress: Callable[[dict[str, float]], None] | None = None,
+    train_ids: Sequence[str] | None = None,
+) -> TuningResult:
+    """Tune a DIT adapter over the store's training rows, early-stopped on its validation rows.
+
+    Args:
+        model: the frozen base.
+        tokenizer: its tokenizer.
+        store: diffs with splits "train" and "validation".
+        config: settings.
+        rendering: how questions are worded; drawn anew for every row in training.
+        progress: called with {step, loss} and, at validations, {step, score}.
+        train_ids: use only these training rows (for learning curves).
+
+    Raises:
+        StoreError: the store has no training rows.
+    """
+    model.eval().requires_grad_(False)
+    rows = usable(store.select(split="train"))
+    if train_ids is not None:
+        wanted = set(train_ids)
+        rows = [r for r in rows if r.id in wanted]
+    if not rows:
+        raise StoreError(f"{store.path}: no training rows; make some with: weightdiff organisms train --split train …")
+    sampler = _Sampler(rows, config)
+    held = usable(store.select(split="validation"))
+    rng = random.Random(f"tuning {config.seed}")
+    shapes = model_spec(model)
+    start = fresh_factors(shapes, config.rank, config.seed)
+    parameters = {k: (d.requires_grad_(), u.requires_grad_()) for k, (d, u) in start.items()}
+    flat = [t for pair in parameters.values() for t in pair]
+    optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    shared = SharedLora(parameters, scale=1.0)
+    everything = store.stack([r.id for r in rows])
+    index = {r.id: i for i, r in enumerate(rows)}
+    best, best_score, since = _copy(parameters), -1.0, 0
+    history: list[dict[str, float]] = []
+    smooth = 0.0
+    for step in range(config.steps):
+        drawn = [sampler.draw(rng) for _ in range(config.batch)]
+        texts = [(rendering.render(q, rng), a) for _, q, a in drawn]
+        batch = collate(encode_samples(tokenizer, texts), tokenizer.pad_token_id)
+        with attach(model, _rows_of(everything, [index[r.id] if r else -1 for r, _, _ in drawn]), [shared]):
+            logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
+            loss = ce_by_row(logits, batch).mean()
+            loss.backward()
+        warm = min(1.0, (step + 1) / 50)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+        torch.nn.utils.clip_grad_norm_(flat, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        smooth = float(loss.detach()) if not step else 0.95 * smooth + 0.05 * float(loss.detach())
+        line: dict[str, float] = {"step": step + 1, "loss": round(smooth, 4)}
+        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
+            if held:
+                score, parts = validate(model, tokenizer, store, held, shared, rendering, config)
+                line.update(parts, score=score)
+            else:
+                score = -smooth
+            if score > best_score or not history:
+                best, best_score, since = _copy(parameters), score, 0
+            else:
+                since += 1
+            history.append(line)
+        if progress:
+            progress(line)
+        if since > config.patience:
+            break
+    diff = WeightDiff({k: LoraFactors(d, u) for k, (d, u) in best.items()}, base=store.base)
+    manifest = {
+        "config": asdict(config),
+        "train_ids": [r.id for r in rows],
+        "train_labels": sorted({r.label for r in rows if r.label}),
+        "validation_labels": sorted({r.label for r in held if r.label}),
+        "train_phrasings": {k: phrasings(k, "train") for k in KINDS},
+        "validation_score": best_score,
+        "history": history,
+    }
+    return TuningResult(diff, history, manifest)
+
+
+def validate(
+    model: Any, tokenizer: Any, store: DiffStore, held: Sequence[DiffRow], shared: SharedLora, rendering: Rendering, config: TuningConfig
+) -> tuple[float, dict[str, float]]:
+    """Exact answers to each family's own question on validation rows, with the validation phrasings (greedy).
+
+    Returns:
+        The mean over families, and each family's share.
+    """
+    rng = random.Random("validation")
+    chosen: list[DiffRow] = []
+    for name in sorted({r.family for r in held}):
+        members = [r for r in held if r.family == name]
+        rng.shuffle(members)
+        chosen += members[: config.validation_rows if name == "hidden-topic" else config.validation_rows // 4]
+    asked = [{"news": "headline"}.get(r.family, "topic") for r in chosen]
+    questions = [rng.choice(phrasings(kind, "validation")) for kind in asked]
+    prompts = encode_prompts(tokenizer, [rendering.render(q, rng) for q in questions])
+    truths = [r.label or NOTHING_FOUND for r in chosen]
+    right: dict[str, list[bool]] = {}
+    for at in range(0, len(chosen), 64):
+        part = slice(at, at + 64)
+        ids, mask = left_pad(prompts[part], tokenizer.pad_token_id)
+        with attach(model, RowLoras.from_stacked(store.stack([r.id for r in chosen[part]])), [shared]):
+            out = generate(model, ids, mask, 16, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        for r, truth, tokens in zip(chosen[part], encode_answers(tokenizer, truths[part], end=False), out, strict=True):
+            right.setdefault(r.family, []).append(truth == tokens)
+    parts = {k: round(sum(v) / len(v), 4) for k, v in right.items()}
+    weights = {k: config.family_weights.get(k, 0.0) for k in parts}
+    return sum(parts[k] * weights[k] for k in parts) / max(1e-9, sum(weights.values())), parts
+
+
+def _rows_of(stacked: StackedLoras, chosen: list[int]) -> RowLoras:
+    """Row LoRAs of a batch, one diff a row; -1 gives a row of zeros."""
+    at = torch.tensor([max(0, i) for i in chosen])
+    alive = torch.tensor([float(i >= 0) for i in chosen])[:, None, None]
+    return RowLoras({k: (d[at], u[at] * alive) for k, (d, u) in stacked.modules.items()}, 1)
+
+
+def _copy(parameters: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    return {k: (d.detach().clone(), u.detach().clone()) for k, (d, u) in parameters.items()}
