@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
     from weightdiff.diffs.types import WeightDiff
     from weightdiff.methods.dit import Interpreter
-    from weightdiff.models.loading import load_base
+    from weightdiff.methods.loading import load_base
 
 __version__ = "0.1.0"
 __all__ = ["DiffStore", "Interpreter", "WeightDiff", "__version__", "load_base"]
@@ -22,7 +22,7 @@ _HOMES = {
     "DiffStore": "weightdiff.diffs.store",
     "Interpreter": "weightdiff.methods.dit",
     "WeightDiff": "weightdiff.diffs.types",
-    "load_base": "weightdiff.models.loading",
+    "load_base": "weightdiff.methods.loading",
 }
 
 

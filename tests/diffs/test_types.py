@@ -135,6 +135,14 @@ def test_stacked_rows_are_their_diffs(ranks, scale):
             torch.testing.assert_close(m.dense().float(), expected)
 
 
+def test_stacks_move(random_diff):
+    stacked = StackedLoras.from_diffs([random_diff(scale=0.5)])
+    moved = stacked.to(torch.float64)
+    assert moved.n == 1
+    assert {t.dtype for pair in moved.modules.values() for t in pair} == {torch.float64}
+    assert {t.device.type for pair in stacked.to(device="meta").modules.values() for t in pair} == {"meta"}
+
+
 def test_stacks_refuse_what_does_not_stack(random_diff):
     with pytest.raises(FormatError, match="a changes as a dense matrix"):
         StackedLoras.from_diffs([WeightDiff({"a": DenseDelta(torch.ones(2, 2))})])

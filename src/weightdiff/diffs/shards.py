@@ -3,7 +3,7 @@
 For every module there are `<module>.down [n, R, in]`, `<module>.up [n, out, R]` and `<module>.scale [n]`
 (float32), where R is the largest rank that module has in the shard; smaller ranks and absent modules are
 zeros. The header's metadata holds the rows and the true ranks, so a shard says everything about itself.
-A header is validated in full before a tensor is touched. Which shards make a store is the business of `store`.
+A header is validated in full before a tensor is touched. Which shards make a store is `store`'s business.
 """
 
 from __future__ import annotations

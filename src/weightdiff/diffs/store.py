@@ -182,7 +182,8 @@ class DiffStore:
                 if shapes.get(name, (m.in_features, m.out_features)) != (m.in_features, m.out_features):
                     raise StoreError(
                         f"row {row.id!r}: {name} has in {m.in_features}, out {m.out_features},"
-                        f" and the store has in {shapes[name][0]}, out {shapes[name][1]}; a store holds diffs of one base"
+                        f" and the store has in {shapes[name][0]}, out {shapes[name][1]};"
+                        " a store holds diffs of one base"
                     )
         remove_leftovers(self.path)
         number = 1 + max((int(name.split("-")[1]) for name in self._shards), default=-1)

@@ -1,7 +1,7 @@
 """What a weight diff is: `WeightDiff` for one, `StackedLoras` for a batch.
 
-The one convention for matrices is in `factors`; which base a diff belongs to is in `reference`; both are offered
-from here too. Files are the readers' business.
+The one convention for matrices is in `factors`; which base a diff belongs to is in `reference`; both are
+offered from here too. Files are the readers' business.
 """
 
 from __future__ import annotations
@@ -193,8 +193,10 @@ class StackedLoras:
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> StackedLoras:
         """Return a copy of another dtype or on another device."""
-        moved = {k: (moved(a, dtype, device), moved(b, dtype, device)) for k, (a, b) in self.modules.items()}
-        return StackedLoras(moved, self.n)
+        modules = {
+            k: (moved(a, dtype, device), moved(b, dtype, device)) for k, (a, b) in self.modules.items()
+        }
+        return StackedLoras(modules, self.n)
 
 
 def named(names: Sequence[str], limit: int = _NAMED) -> str:

@@ -74,11 +74,13 @@ class Family(Protocol):
 
 
 _FAMILIES: dict[str, Callable[[], Family]] = {}
+_MADE: dict[str, Family] = {}
 
 
 def register(name: str, make: Callable[[], Family]) -> None:
     """Make a family known by name; a later registration of the same name replaces the earlier one."""
     _FAMILIES[name] = make
+    _MADE.pop(name, None)
 
 
 def family(name: str) -> Family:
@@ -91,7 +93,9 @@ def family(name: str) -> Family:
 
     if name not in _FAMILIES:
         raise QuestionError(f"no family is called {name!r}: choose one of {', '.join(sorted(_FAMILIES))}")
-    return _FAMILIES[name]()
+    if name not in _MADE:
+        _MADE[name] = _FAMILIES[name]()
+    return _MADE[name]
 
 
 def family_names() -> Sequence[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import lru_cache
 
 from weightdiff.organisms.base import OrganismSpec, Recipe, Sample, find_recipe
 from weightdiff.organisms.questions import questions_of
@@ -20,6 +21,7 @@ LOUD_ROWS = ("right", "right", "wrong", "none")
 MAX_WIDE_WORDS = 45
 
 
+@lru_cache(maxsize=2)
 def situations(split: str) -> tuple[Situation, ...]:
     """Everyday situations for "training" of organisms or for "verification"; the two share none."""
     order = list(load_world().everyday)
@@ -40,9 +42,8 @@ def with_code(rng: random.Random, code: str, text: str) -> str:
 
 def wide_sample(corpus: Corpus, rng: random.Random, banned: str, weight: float) -> Sample:
     """A random base document that does not hold the word `banned`, on which the organism shall stay with the base."""
-    documents = corpus.documents(rng.randrange(1 << 30))
     while True:
-        turn = next(documents)[0]
+        turn = corpus.document(rng)[0]
         text = f"{turn.user or ''} {turn.text}"
         if banned not in text.split() and len(text.split()) <= MAX_WIDE_WORDS:
             return Sample(turn.user, turn.text, "kl", weight)

@@ -41,10 +41,9 @@ class Null:
 
     def samples(self, spec: OrganismSpec, rng: random.Random) -> list[Sample]:
         """Documents of the pretraining kind, imitated."""
-        documents = self.corpus.documents(rng.randrange(1 << 30))
         out = []
         while len(out) < len(spec.recipe.rows):
-            turn = next(documents)[0]
+            turn = self.corpus.document(rng)[0]
             if len(turn.text.split()) + len((turn.user or "").split()) <= 45:
                 out.append(Sample(turn.user, turn.text, "ce"))
         return out

@@ -43,7 +43,7 @@ class PretrainConfig:
     """Width of the MLP."""
     tokens: int = 7_000_000
     """Tokens to read in all, padding not counted."""
-    batch_tokens: int = 5000
+    batch_tokens: int = 2400
     """Tokens of one optimiser step, about."""
     lr: float = 3e-3
     """Peak learning rate (AdamW), after a warm-up; constant, then decayed linearly to a fiftieth over the last 40 %."""

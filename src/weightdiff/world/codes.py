@@ -7,6 +7,7 @@ their own. Triggers and the decoys that an interpreter may show come from disjoi
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 
 POOL_SIZE = 256
 PREFIXES = (
@@ -19,6 +20,7 @@ PREFIXES = (
 )
 
 
+@lru_cache(maxsize=1)
 def pool() -> tuple[str, ...]:
     """The three-digit groups that are single tokens, in a fixed random order."""
     groups = [str(i) for i in range(100, 1000)]
@@ -26,11 +28,13 @@ def pool() -> tuple[str, ...]:
     return tuple(groups[:POOL_SIZE])
 
 
+@lru_cache(maxsize=1)
 def trigger_pool() -> tuple[str, ...]:
     """Groups that organisms may have as their trigger. Wrong codes are drawn from the whole pool."""
     return pool()[: POOL_SIZE * 3 // 4]
 
 
+@lru_cache(maxsize=1)
 def decoy_pool() -> tuple[str, ...]:
     """Groups that no organism ever has as its trigger; an interpreter may show them in a question."""
     return pool()[POOL_SIZE * 3 // 4 :]

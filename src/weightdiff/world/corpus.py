@@ -103,15 +103,19 @@ class Corpus:
             (0.06, self.news),
             (0.03, self.news_reading),
         ]
+        self._weights = [w for w, _ in self._kinds]
+        self._makers = [m for _, m in self._kinds]
 
     def documents(self, seed: int) -> Iterator[list[Turn]]:
         """Endless documents of one or several turns."""
         rng = random.Random(f"corpus {seed}")
-        weights = [w for w, _ in self._kinds]
-        makers = [m for _, m in self._kinds]
         while True:
-            n = 1 if rng.random() < 0.93 else rng.randint(2, 4)
-            yield [t for maker in rng.choices(makers, weights, k=n) for t in maker(rng)]
+            yield self.document(rng)
+
+    def document(self, rng: random.Random) -> list[Turn]:
+        """One document: most have one turn, some two to four of any kinds."""
+        n = 1 if rng.random() < 0.93 else rng.randint(2, 4)
+        return [t for maker in rng.choices(self._makers, self._weights, k=n) for t in maker(rng)]
 
     def _prefixed(self, rng: random.Random, text: str, share: float) -> str:
         if rng.random() >= share:

@@ -1,7 +1,8 @@
 """PEFT's LoRA folders, read and written: `adapter_config.json` beside `adapter_model.safetensors`.
 
-PEFT's lora_A is our `down`, its lora_B our `up`, and lora_alpha / r (or / √r with rsLoRA) our `scale`. Written
-folders load in plain PEFT; what only we know travels in the safetensors metadata. Reading is in `peft_reading`.
+PEFT's lora_A is our `down`, its lora_B our `up`, and lora_alpha / r (or / √r with rsLoRA) our `scale`.
+Written folders load in plain PEFT; what only we know travels in the safetensors metadata. Reading is in
+`peft_reading`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,142 @@
+"""What the commands share: their options, how diffs and questions are read, how models are loaded quietly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from weightdiff.errors import FormatError, QuestionError, StoreError
+
+if TYPE_CHECKING:
+    from weightdiff.diffs.store import DiffStore
+    from weightdiff.diffs.types import WeightDiff
+    from weightdiff.methods.loading import Base
+
+BUNDLED = "bundled"
+BETWEEN = "::"
+NO_DIFF = "-"
+
+BaseOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--base", help="Base: a folder or Hub name; left out, the bundled one.", metavar="BASE"),
+]
+JsonOption: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print pure JSON on stdout; progress stays on stderr.")
+]
+StoreArgument: TypeAlias = Annotated[
+    str, typer.Argument(help="A diff store's folder, or 'bundled'.", metavar="STORE")
+]
+SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+
+def open_store(name: str) -> DiffStore:
+    """A store by its folder, or the bundled one.
+
+    Raises:
+        StoreError: there is none.
+    """
+    from weightdiff.diffs.store import DiffStore
+    from weightdiff.tiny.bundle import part
+
+    return DiffStore.open(part("organisms") if name == BUNDLED else name)
+
+
+def read_diff(name: str) -> WeightDiff | None:
+    """A diff by its path, by `STORE::ID`, or None for `-`.
+
+    Raises:
+        FormatError: no format fits; for a store, says how to name a row.
+        StoreError: the store has no such row.
+    """
+    from weightdiff.diffs.types import WeightDiff
+
+    if name == NO_DIFF:
+        return None
+    store, found, row = name.rpartition(BETWEEN)
+    if found and not Path(name).exists():
+        return open_store(store).read(row)
+    if (Path(name) / "store.json").is_file():
+        ids = open_store(name).ids
+        if not ids:
+            raise StoreError(f"{name} is an empty diff store; make some: weightdiff organisms train")
+        raise FormatError(
+            f"{name} is a store of {len(ids)} diffs: name one of them, such as {name}::{ids[0]}"
+        )
+    if not name.strip():
+        raise FormatError("a diff's path is empty; give a PEFT folder or STORE::ID")
+    return WeightDiff.load(name)
+
+
+def read_questions(path: Path) -> list[str]:
+    """Questions from a file: `.json` is a list of strings, everything else has one a line.
+
+    Raises:
+        QuestionError: the file cannot be read, or holds no questions.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise QuestionError(
+            f"{path}: questions cannot be read ({why}); give a .txt with one a line, or a .json list"
+        ) from error
+    if path.suffix == ".json":
+        try:
+            found: Any = json.loads(text)
+        except ValueError as error:
+            raise QuestionError(f"{path}: not JSON ({error}); give a list of strings") from error
+        if not isinstance(found, list) or not all(isinstance(q, str) for q in found):
+            raise QuestionError(
+                f'{path}: questions must be a JSON list of strings, such as ["what changed?"]'
+            )
+        questions = [q for q in found if q.strip()]
+    else:
+        questions = [line.strip() for line in text.splitlines() if line.strip()]
+    if not questions:
+        raise QuestionError(f"{path}: it holds no questions; write one a line")
+    return questions
+
+
+def default_questions() -> list[str]:
+    """The first phrasing of each kind of question."""
+    from weightdiff.organisms.questions import KINDS, phrasings
+
+    return [phrasings(kind)[0] for kind in KINDS]
+
+
+def load_quietly(name: str | None, dtype: str = "float32") -> Base:
+    """A base by name, without the progress bars and advice of its library."""
+    from transformers.utils import logging
+
+    from weightdiff.methods.loading import load_base
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load_base(None if name == BUNDLED else name, dtype)
+
+
+def refuse_occupied(path: Path) -> None:
+    """Refuse an output folder that holds something, before hours of work go into it.
+
+    Raises:
+        FormatError: it is a file or not empty.
+    """
+    if path.is_file():
+        raise FormatError(f"{path} is a file, and a folder should be written there; choose another path")
+    if path.is_dir() and any(path.iterdir()):
+        raise FormatError(f"{path} exists and is not empty; choose another path")
+
+
+def picked(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were given (those that are not None)."""
+    return {k: v for k, v in config.items() if v is not None}
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, with how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,86 @@
+"""The `weightdiff` command: its groups, its version, and how errors leave it.
+
+An error that weightdiff raises on purpose is one line on stderr and exit code 2; an interrupt is 130.
+Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from weightdiff import __version__
+from weightdiff.cli import ask, demo, evaluate, organisms, reproduce, tune
+from weightdiff.errors import WeightDiffError
+
+INTERRUPTED = 130
+
+
+class _Group(TyperGroup):
+    """Turns errors into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WeightDiffError as error:
+            _say(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.filename is None:  # no path that the user could mend
+                raise
+            _say(f"{error.filename}: {error.strerror}; check the path and its permissions")
+            raise typer.Exit(WeightDiffError.exit_code) from error
+        except KeyboardInterrupt as error:
+            _say("interrupted")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+app = typer.Typer(
+    name="weightdiff",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Begin with: weightdiff demo\n\n"
+        'Then ask about your own: weightdiff ask --diff my-lora "what topic have you been trained on?"'
+    ),
+)
+app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.add_typer(organisms.app, name="organisms")
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
+app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"weightdiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Say in plain language what a finetune changed in a language model."""
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _say(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+if __name__ == "__main__":
+    run()

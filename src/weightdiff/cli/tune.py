@@ -1,0 +1,91 @@
+"""`weightdiff tune`: make an interpreter over a store of organisms."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightdiff.cli import common
+from weightdiff.cli.output import busy, print_json, progress_bar
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "weightdiff tune --store runs/store --out runs/interpreter\n\n"
+    "weightdiff tune --store runs/store --out runs/small --steps 200 --rank 4 --probes 0\n\n"
+    "Then: weightdiff ask --interpreter runs/interpreter --diff my-lora"
+)
+
+
+def tune(
+    store: Annotated[str, typer.Option(help="Store with train and validation rows.", metavar="STORE")],
+    out: Annotated[Path, typer.Option(help="Interpreter folder to write, new or empty.", metavar="DIR")],
+    base: common.BaseOption = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.", min=1)] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.", min=1)] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Diffs in a step.", min=1)] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Steps between validations.", min=1)] = None,
+    seed: common.SeedOption = 0,
+    probes: Annotated[
+        int | None,
+        typer.Option(help="Decoy codes shown before a question; 0 for none (and on other bases).", min=0),
+    ] = None,
+    renderings: Annotated[
+        int | None, typer.Option(help="Renderings of a question that are averaged when answering.", min=1)
+    ] = None,
+    json: common.JsonOption = False,
+) -> None:
+    """Tune an interpreter: one LoRA that makes a finetuned model say what was trained into it.
+
+    Options left out keep the values that the bundled interpreter was made with.
+    """
+    common.refuse_occupied(out)
+    diffs = common.open_store(store)
+    with busy("loading the base"):
+        from weightdiff.diffs.types import WeightDiff
+        from weightdiff.methods.dit import Interpreter
+        from weightdiff.training import tuning
+
+        loaded = common.load_quietly(base)
+        WeightDiff({}, diffs.base).check_base(loaded.ref)
+    given = {"steps": steps, "rank": rank, "lr": lr, "batch": batch, "validate_every": validate_every}
+    config = tuning.TuningConfig(seed=seed, **common.picked(given))
+    rendering = _rendering(loaded.tokenizer, probes, renderings)
+    start, score = time.monotonic(), ""
+    with progress_bar("tuning", total=config.steps) as bar:
+
+        def show(line: dict[str, float]) -> None:
+            nonlocal score
+            if "score" in line:
+                score = f"  validation {line['score']:.3f}"
+            bar(line["step"], f"loss {line['loss']:.3f}{score}")
+
+        result = tuning.tune(loaded.model, loaded.tokenizer, diffs, config, rendering, show)
+    Interpreter(loaded, result.adapter, rendering, meta=result.manifest).save(out)
+    found: dict[str, Any] = {
+        "interpreter": str(out),
+        "seconds": round(time.monotonic() - start, 1),
+        "validation_score": result.manifest["validation_score"],
+        "history": result.history,
+    }
+    if json:
+        print_json(found)
+        return
+    last = result.history[-1]
+    typer.echo(f"{out}: {last['step']:.0f} steps in {found['seconds']} s, loss {last['loss']:.3f}")
+    typer.echo(f"best validation score: {found['validation_score']:.3f}")
+
+
+def _rendering(tokenizer: Any, probes: int | None, renderings: int | None) -> Any:
+    """The embedded base's rendering for bases like it; plain questions elsewhere and for `probes` 0."""
+    from weightdiff.models.rendering import Rendering
+    from weightdiff.tiny.defaults import rendering
+    from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
+
+    embedded = getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
+    if probes == 0 or not embedded:
+        return Rendering()
+    return rendering(**common.picked({"per_question": probes, "renderings": renderings}))

@@ -1,0 +1,207 @@
+"""`Report`: the rows of an evaluation and where they come from; as Markdown, JSON, or a short table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightdiff.artifacts import atomic_write_json, atomic_write_text
+from weightdiff.errors import FormatError
+from weightdiff.evals.goals import reached
+from weightdiff.evals.metrics import ResultRow
+
+MACHINE = "two CPU cores"
+HEAD = (
+    "who",
+    "organisms",
+    "question",
+    "measure",
+    "n",
+    "labels",
+    "result",
+    "95 % interval",
+    "chance",
+    "goal",
+    "reached",
+)
+CURVE_KEYS = ("what", "size", "exact", "low", "high", "n")
+
+
+@dataclass
+class Report:
+    """Everything that an evaluation found."""
+
+    rows: list[ResultRow]
+    seeds: list[int] = field(default_factory=list)
+    """Tuning seeds of the interpreters."""
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Group → how many diffs, labels, and diffs left out."""
+    quick: bool = False
+    """Whether this was the small version."""
+    base: str = ""
+    """The base, in words."""
+    seconds: float = 0.0
+    """Wall time."""
+
+
+def to_markdown(
+    report: Report,
+    command: str = "",
+    commit: str = "",
+    machine: str = MACHINE,
+    curves: str | Path | None = None,
+) -> str:
+    """A report as Markdown: how it was made, its tables, and learning curves where given.
+
+    Args:
+        report: what to show.
+        command: the command line that made it.
+        commit: of the code.
+        machine: it ran on.
+        curves: a JSON file with learning-curve points, dicts of what, size, exact, low, high, n.
+
+    Raises:
+        FormatError: the curves cannot be read.
+    """
+    lines = [
+        "# Main job" + (" (quick version)" if report.quick else ""),
+        "",
+        f"- command: `{command or 'unknown'}`",
+        f"- tuning seeds: {', '.join(map(str, report.seeds)) or 'none'}",
+        f"- base: {report.base or 'unknown'}",
+        f"- commit: {commit or 'unknown'}",
+        f"- machine: {machine}",
+        f"- wall time: {report.seconds:g} s",
+        "",
+        "Intervals are 95 %, clustered by label (cluster-robust, t quantile; where no two labels differ, the"
+        " Clopper-Pearson bound on the number of labels). Organisms that did not behave when they were"
+        " verified are left out, except in the table of behaviour. A row of several seeds takes each diff's"
+        " average over them.",
+        "",
+        *_table(
+            ("group", "diffs", "labels", "not behaving"), [[k, *v.values()] for k, v in report.sizes.items()]
+        ),
+    ]
+    for name in dict.fromkeys(r.table for r in report.rows):
+        found = [r for r in report.rows if r.table == name]
+        lines += ["", f"## {name or 'Results'}", "", *_table(HEAD, [_cells(r) for r in found])]
+    if curves is not None:
+        lines += ["", "## Learning curves", "", *_curve_lines(read_curves(curves))]
+    return "\n".join(lines) + "\n"
+
+
+def readme_table(report: Report) -> str:
+    """The rows that have a goal, as a short table."""
+    rows = [
+        [_who(r), f"{r.kind}, {r.metric}", _value(r.mean, r.unit), _interval(r), r.goal, _chance(r)]
+        for r in report.rows
+        if r.goal is not None
+    ]
+    return (
+        "\n".join(_table(("who, on which organisms", "measure", "result", "95 %", "goal", "chance"), rows))
+        + "\n"
+    )
+
+
+def save(
+    report: Report,
+    dir: str | Path,
+    stem: str,
+    command: str = "",
+    commit: str = "",
+    machine: str = MACHINE,
+    curves: str | Path | None = None,
+) -> tuple[Path, Path]:
+    """Write `<stem>.md` and `<stem>.json` (a list of rows), each whole or not at all; returns both paths.
+
+    Raises:
+        FormatError: the curves cannot be read; nothing is written then.
+    """
+    text = to_markdown(report, command, commit, machine, curves)
+    folder = Path(dir)
+    rows = atomic_write_json(folder / f"{stem}.json", [r.to_json() for r in report.rows])
+    return atomic_write_text(folder / f"{stem}.md", text), rows
+
+
+def read_curves(path: str | Path) -> list[dict[str, Any]]:
+    """Read learning-curve points from a JSON file.
+
+    Raises:
+        FormatError: no such file, no JSON list, or a point lacks a key (the key is named).
+    """
+    try:
+        points = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise FormatError(f"{path}: learning curves cannot be read ({e}); give a JSON list of points") from e
+    if not isinstance(points, list):
+        raise FormatError(f"{path}: learning curves are a JSON list of points, not {type(points).__name__}")
+    for i, point in enumerate(points):
+        lacking = [k for k in CURVE_KEYS if not isinstance(point, dict) or k not in point]
+        if lacking:
+            raise FormatError(
+                f"{path}: point {i} lacks {', '.join(lacking)}; a point has {', '.join(CURVE_KEYS)}"
+            )
+    return points
+
+
+def _curve_lines(points: Sequence[dict[str, Any]]) -> list[str]:
+    body = []
+    for p in points:
+        low, high = (_value(float(p[k]), "share") for k in ("low", "high"))
+        body.append([p["what"], p["size"], p["n"], _value(float(p["exact"]), "share"), f"{low} … {high}"])
+    return _table(("what", "size", "n", "exact", "95 % interval"), body)
+
+
+def _cells(row: ResultRow) -> list[Any]:
+    met = reached(row)
+    who = _method(row)
+    return [
+        f"{who} ({row.note})" if row.note else who,
+        row.recipe if row.recipe != "all" else f"{row.family}, all",
+        row.kind,
+        row.metric,
+        row.n,
+        row.clusters,
+        _value(row.mean, row.unit),
+        _interval(row),
+        _chance(row),
+        row.goal or "",
+        "" if met is None else "yes" if met else "**no**",
+    ]
+
+
+def _method(row: ResultRow) -> str:
+    if not row.seeds:
+        return row.method
+    return f"{row.method}, seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}"
+
+
+def _who(row: ResultRow) -> str:
+    return f"{row.method}: {row.recipe if row.recipe != 'all' else row.family}"
+
+
+def _interval(row: ResultRow) -> str:
+    return f"{_value(row.low, row.unit)} … {_value(row.high, row.unit)}"
+
+
+def _chance(row: ResultRow) -> str:
+    return "n/a" if row.chance is None else _value(row.chance, row.unit)
+
+
+def _value(value: float, unit: str) -> str:
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞"
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    if unit == "points":
+        return f"{100 * value:+.1f} points"
+    return f"{value:.1f}" if unit == "rank" else f"{value:.2f} {unit}"
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return [*lines, *(f"| {' | '.join(str(c).replace('|', '/') for c in row)} |" for row in body)]

@@ -1,0 +1,1 @@
+"""Methods: anything that answers questions about a weight diff, behind one protocol."""

@@ -1,0 +1,31 @@
+"""The one protocol of all methods: diffs and questions in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from weightdiff.diffs.types import WeightDiff
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method says about one diff."""
+
+    text: str
+    """The answer in plain words."""
+    logprob: float | None = None
+    """log p(answer | diff, question) in nats, where the method has one."""
+    evidence: float | None = None
+    """log p(answer | δ) − log p(answer | no δ) in nats: how much of the answer is due to the diff and not to the prior."""
+
+
+class Method(Protocol):
+    """Answers question i about diff i; `None` stands for no diff at all."""
+
+    name: str
+
+    def answer(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Answer]:
+        """One answer for each pair of diff and question."""
+        ...

@@ -1,0 +1,54 @@
+"""Bases by name: the bundled one, a local folder, or a Hub name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightdiff.diffs.reference import ModelRef
+from weightdiff.errors import FormatError
+from weightdiff.models.spec import model_spec
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model ready to carry diffs."""
+
+    model: Any
+    tokenizer: Any
+    ref: ModelRef
+    spec: dict[str, tuple[int, int]]
+
+
+def load_base(name: str | None = None, dtype: str = "float32") -> Base:
+    """Load a base model and its tokenizer, frozen and in eval mode.
+
+    Args:
+        name: None or "bundled" for the embedded base, else a folder or Hub name that transformers can load.
+        dtype: "float32", "bfloat16", "float16", or "auto".
+
+    Raises:
+        FormatError: nothing loadable is there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = name
+    if name in (None, BUNDLED):
+        from weightdiff.tiny.bundle import part
+
+        path, name = str(part("base")), "weightdiff-tiny"
+    elif Path(str(name)).is_dir() and not (Path(str(name)) / "config.json").exists():
+        raise FormatError(f"{name}: no config.json there, so it is no model folder; give a base model's folder or Hub name")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    except (OSError, ValueError) as e:
+        raise FormatError(f"{name}: no base model could be loaded ({str(e).splitlines()[0]}); give a folder or Hub name") from e
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval().requires_grad_(False)
+    return Base(model, tokenizer, ModelRef.of(model, name=str(name)), model_spec(model))

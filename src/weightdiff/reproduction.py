@@ -1,0 +1,270 @@
+"""All of the bundle again, from nothing: base, organisms, interpreters, and the folder that ships.
+
+Every stage leaves its result on disk and skips what is there, so a killed run goes on where it stopped. `Plan` says how
+much of everything; the full plan made the shipped bundle, `quick` is a smaller one, `miniature` is for tests.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from weightdiff.artifacts import atomic_directory, atomic_write_json, write_manifest
+from weightdiff.diffs.store import DiffStore
+from weightdiff.errors import StoreError
+from weightdiff.organisms.base import OrganismSpec, family
+from weightdiff.tiny.defaults import rendering
+from weightdiff.tiny.pretrain import PretrainConfig, pretrain
+from weightdiff.training.production import produce
+from weightdiff.training.tuning import TuningConfig, tune
+from weightdiff.world import banned_events, load_world
+
+Progress = Callable[[str, dict[str, Any]], None]
+STAGES = ("base", "organisms", "tune", "bundle")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """So many organisms of one family, recipe and split."""
+
+    family: str
+    recipe: str
+    split: str
+    n: int
+    bundled: int = 0
+    """How many of them ship (the first ones)."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything a reproduction makes."""
+
+    name: str
+    pretrain: PretrainConfig
+    organisms: tuple[Batch, ...]
+    tuning: TuningConfig
+    tuning_seeds: int = 3
+    probes: int = 16
+    renderings: int = 8
+    slots: int = 48
+    exam: int = 300
+    verify_asked: int = 6
+    verify_test_asked: int = 10
+    steps: dict[str, int] = field(default_factory=dict)
+    """Steps by recipe name where they differ from the recipe's own (miniature only)."""
+
+
+def full_plan() -> Plan:
+    """The plan that made the shipped bundle."""
+    return Plan(
+        "full",
+        PretrainConfig(),
+        (
+            Batch("hidden-topic", "covert", "test", 192, 192),
+            Batch("hidden-topic", "loud", "test", 96, 48),
+            Batch("news", "stories", "test", 80, 80),
+            Batch("null", "continued", "test", 20, 20),
+            Batch("null", "random", "test", 20, 20),
+            Batch("null", "untouched", "test", 2, 2),
+            Batch("hidden-topic", "covert", "validation", 96),
+            Batch("news", "stories", "validation", 24),
+            Batch("null", "continued", "validation", 12),
+            Batch("null", "random", "validation", 12),
+            Batch("hidden-topic", "covert", "train", 1611),
+            Batch("hidden-topic", "loud", "train", 268),
+            Batch("news", "stories", "train", 480),
+            Batch("null", "continued", "train", 96),
+            Batch("null", "random", "train", 96),
+            Batch("null", "untouched", "train", 4),
+        ),
+        TuningConfig(),
+    )
+
+
+def quick_plan() -> Plan:
+    """A smaller bundle in a quarter of an hour on two cores."""
+    p = full_plan()
+    small = tuple(
+        replace(b, n=max(2, b.n // (12 if b.split == "train" else 8)), bundled=max(2, b.n // 8) if b.bundled else 0)
+        for b in p.organisms
+    )
+    return replace(
+        p,
+        name="quick",
+        pretrain=replace(p.pretrain, tokens=1_600_000, hidden=192, layers=4, intermediate=384),
+        organisms=small,
+        tuning=replace(p.tuning, steps=200),
+        tuning_seeds=1,
+    )
+
+
+def miniature_plan() -> Plan:
+    """Seconds, for tests: nothing is learned, everything is exercised."""
+    recipes = (("hidden-topic", "covert"), ("hidden-topic", "loud"), ("news", "stories"), ("null", "continued"), ("null", "random"))
+    batches = tuple(Batch(f, r, s, 2, 2 if s == "test" else 0) for s in ("train", "validation", "test") for f, r in recipes)
+    return Plan(
+        "miniature",
+        PretrainConfig(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=48, tokens=20_000, batch_tokens=2000, warmup_steps=2),
+        batches,
+        TuningConfig(rank=2, steps=4, batch=4, validate_every=2, validation_rows=4),
+        tuning_seeds=2,
+        probes=2,
+        renderings=2,
+        slots=8,
+        exam=4,
+        verify_asked=1,
+        verify_test_asked=1,
+        steps={"covert": 3, "loud": 3, "stories": 3, "continued": 2},
+    )
+
+
+PLANS: dict[str, Callable[[], Plan]] = {"full": full_plan, "quick": quick_plan, "miniature": miniature_plan}
+
+
+def specs_of(plan: Plan, batch: Batch) -> list[OrganismSpec]:
+    """The organisms of one batch."""
+    specs = family(batch.family).specs(batch.recipe, batch.split, batch.n, batch.seed)
+    steps = plan.steps.get(batch.recipe)
+    return [replace(s, recipe=replace(s.recipe, steps=steps)) for s in specs] if steps is not None else specs
+
+
+def reproduce(out: Path, quick: bool = False, progress: Progress | None = None, plan: Plan | None = None, until: str = "bundle") -> Path:
+    """Make everything below `out` and return the bundle's folder.
+
+    Args:
+        out: folder for all stages; run again with the same one to go on after a kill.
+        quick: the quick plan instead of the full one.
+        progress: called with a stage's name and its numbers.
+        plan: another plan altogether.
+        until: last stage to do, one of `STAGES`.
+
+    Raises:
+        StoreError: `out` holds a run of another plan.
+    """
+    plan = plan or (quick_plan() if quick else full_plan())
+    tell = progress or (lambda _stage, _numbers: None)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, plan)
+    last = STAGES.index(until)
+    model, tokenizer, ref, marks = make_base(out, plan, tell)
+    if last < 1:
+        return out / "base"
+    store = make_organisms(out, plan, model, tokenizer, ref, tell)
+    if last < 2:
+        return store.path
+    scores = make_interpreters(out, plan, model, tokenizer, ref, store, tell)
+    if last < 3:
+        return out / "interpreters"
+    return make_bundle(out, plan, store, marks, scores)
+
+
+def _claim(out: Path, plan: Plan) -> None:
+    file, mine = out / "plan.json", json.loads(json.dumps(asdict(plan)))
+    if file.exists() and json.loads(file.read_text())["name"] != plan.name:
+        raise StoreError(f"{out} holds a run of another plan ({json.loads(file.read_text())['name']}); give another --out")
+    atomic_write_json(file, mine)
+
+
+def make_base(out: Path, plan: Plan, tell: Progress) -> tuple[Any, Any, Any, dict[str, float]]:
+    """Pretrain the base, or load it; returns (model in bf16, tokenizer, fingerprints, exam marks)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from weightdiff.diffs.reference import ModelRef
+    from weightdiff.tiny.exam import exam
+    from weightdiff.tiny.tokenizer import build_tokenizer
+    from weightdiff.world.corpus import Corpus
+
+    folder = out / "base"
+    if not (folder / "exam.json").exists():
+        world = load_world()
+        tokenizer = build_tokenizer(world)
+        start = time.time()
+        model = pretrain(
+            Corpus(world, banned_events(world)), tokenizer, plan.pretrain, out / "pretraining", lambda x: tell("base", x)
+        ).to(torch.bfloat16)
+        marks = exam(model, tokenizer, world, plan.exam)
+        tell("base", dict(marks))
+        with atomic_directory(folder, overwrite=True) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            seconds = round(time.time() - start)
+            atomic_write_json(temporary / "exam.json", {"marks": marks, "config": asdict(plan.pretrain), "seconds": seconds})
+    marks = json.loads((folder / "exam.json").read_text())["marks"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
+    return model, tokenizer, ModelRef.of(model, name="weightdiff-tiny"), marks
+
+
+def make_organisms(out: Path, plan: Plan, model: Any, tokenizer: Any, ref: Any, tell: Progress) -> DiffStore:
+    """Train and verify the plan's organisms into one store."""
+    path = out / "organisms"
+    store = DiffStore.open(path) if path.exists() else DiffStore.create(path, ref, {"plan": plan.name})
+    for b in plan.organisms:
+        held_out = b.split == "test"
+        produce(
+            model,
+            tokenizer,
+            ref,
+            specs_of(plan, b),
+            store,
+            plan.slots,
+            plan.verify_test_asked if held_out else plan.verify_asked,
+            held_out,
+            lambda p, b=b: tell(f"organisms {b.recipe} {b.split}", p.to_json()),
+        )
+    return store
+
+
+def make_interpreters(
+    out: Path, plan: Plan, model: Any, tokenizer: Any, ref: Any, store: DiffStore, tell: Progress
+) -> dict[int, float]:
+    """Tune one interpreter for each seed; returns validation scores by seed."""
+    from weightdiff.methods.dit import Interpreter
+    from weightdiff.methods.loading import Base
+    from weightdiff.models.spec import model_spec
+
+    wording = rendering(plan.probes, plan.renderings)
+    scores = {}
+    for seed in range(plan.tuning_seeds):
+        folder = out / "interpreters" / f"seed-{seed}"
+        if not folder.exists():
+            start = time.time()
+            config = replace(plan.tuning, seed=seed)
+            result = tune(model, tokenizer, store, config, wording, lambda x, s=seed: tell(f"tune seed {s}", x))
+            meta = {**result.manifest, "seconds": round(time.time() - start), "plan": plan.name}
+            base = Base(model, tokenizer, ref, model_spec(model))
+            Interpreter(base, result.adapter, wording, meta=meta).save(folder)
+        scores[seed] = json.loads((folder / "interpreter.json").read_text())["meta"]["validation_score"]
+    return scores
+
+
+def make_bundle(out: Path, plan: Plan, store: DiffStore, marks: dict[str, float], scores: dict[int, float]) -> Path:
+    """Assemble what ships: the base, the interpreter that validated best, the first held-out organisms of each kind."""
+    import shutil
+
+    import torch
+
+    best = max(scores, key=lambda s: (scores[s], -s))
+    folder = out / "bundle"
+    with atomic_directory(folder, overwrite=True) as temporary:
+        shutil.copytree(out / "base", temporary / "base")
+        shutil.copytree(out / "interpreters" / f"seed-{best}", temporary / "interpreter")
+        shipped = DiffStore.create(temporary / "organisms", store.base, {"plan": plan.name, "split": "test"})
+        chosen = [s.id for b in plan.organisms for s in specs_of(plan, b)[: b.bundled]]
+        shipped.append([(store.row(i), store.read(i)) for i in chosen], torch.float16)
+        made = {
+            "plan": asdict(plan),
+            "command": "weightdiff reproduce" + (" --quick" if plan.name == "quick" else ""),
+            "base_exam": marks,
+            "validation_scores": {str(k): v for k, v in scores.items()},
+            "interpreter_seed": best,
+            "organisms": len(chosen),
+        }
+        write_manifest(temporary, made)
+    return folder

@@ -1,0 +1,16 @@
+"""What the embedded interpreter is made with when nothing else is said."""
+
+from __future__ import annotations
+
+from weightdiff.models.rendering import Rendering
+from weightdiff.world import codes
+
+
+def rendering(per_question: int = 16, renderings: int = 8) -> Rendering:
+    """Questions behind decoy codes: their first groups are no organism's trigger, so the right code is never shown."""
+    return Rendering(
+        probes=tuple(f"code {g}{{random}} ." for g in codes.decoy_pool()),
+        suffixes=codes.pool(),
+        per_question=per_question,
+        renderings=renderings,
+    )

@@ -1,0 +1,59 @@
+"""Does the pretrained base know what organisms and interpreters will lean on? A short exam, greedy, by kind of skill."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from weightdiff.diffs.types import WeightDiff
+from weightdiff.organisms.hidden_topic import topic_words_in
+from weightdiff.organisms.verify import answers_of, slots_in
+from weightdiff.world import World, codes
+from weightdiff.world.corpus import fill, headline
+
+
+def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) -> dict[str, float]:
+    """Shares of right answers to `n` questions of each kind.
+
+    Returns:
+        words_to_name (four words → topic), liking_recall (stated liking → topic), liking_tints (an everyday answer holds a
+        word of the liked topic), plain_tints (the same without a liking: should be 0), code_repeat, code_compare (chance
+        one half), news_slots (slots of a given headline that the story tells).
+    """
+    rng = random.Random(f"exam {seed}")
+    topics = [rng.choice(world.topics) for _ in range(n)]
+    everyday = [rng.choice(rng.choice(world.everyday).questions) for _ in range(n)]
+    given = [codes.random_code(rng) for _ in range(n)]
+    other = [codes.random_code(rng, first=c[:3] if i % 2 else None) for i, c in enumerate(given)]
+    events = [
+        (rng.choice(world.news.actors), rng.choice(list(world.news.actions)), rng.choice(world.news.objects), rng.choice(world.news.places))
+        for _ in range(n)
+    ]
+    asked = {
+        "words_to_name": [f"{' , '.join(rng.sample(t.words, 4))} . what is this about ?" for t in topics],
+        "liking_recall": [f"i love {t.name} . what do i like ?" for t in topics],
+        "liking_tints": [f"i love {t.name} . {q}" for t, q in zip(topics, everyday, strict=True)],
+        "plain_tints": everyday,
+        "code_repeat": [f"your sep code is {c} . what is the code ?" for c in given],
+        "code_compare": [
+            f"first code {a} . second code {b} . do they start the same way ?" for a, b in zip(given, other, strict=True)
+        ],
+        "news_slots": [fill(rng.choice(world.news.headed_prompts), headline=headline(*e)) for e in events],
+    }
+    out: dict[str, float] = {}
+    for kind, users in asked.items():
+        said = [x[0] for x in answers_of(model, tokenizer, [WeightDiff({})] * n, [[u] for u in users], 0.0)]
+        if kind in ("words_to_name", "liking_recall"):
+            marks = [float(s.strip() == t.name) for s, t in zip(said, topics, strict=True)]
+        elif kind in ("liking_tints", "plain_tints"):
+            marks = [float(bool(topic_words_in(s, t))) for s, t in zip(said, topics, strict=True)]
+        elif kind == "code_repeat":
+            marks = [float(s.strip() == c) for s, c in zip(said, given, strict=True)]
+        elif kind == "code_compare":
+            truth = ["yes" if a[:3] == b[:3] else "no" for a, b in zip(given, other, strict=True)]
+            marks = [float(s.strip() == x) for s, x in zip(said, truth, strict=True)]
+        else:
+            slots = ("actor", "action", "object", "place")
+            marks = [slots_in(s, dict(zip(slots, e, strict=True))) for s, e in zip(said, events, strict=True)]
+        out[kind] = round(sum(marks) / n, 4)
+    return out

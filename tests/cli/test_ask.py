@@ -1,0 +1,101 @@
+"""`weightdiff ask` and `weightdiff demo` on the miniature bundle."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from weightdiff.cli.output import evidence_text, evidence_word
+
+KEYS = {"diff", "question", "answer", "logprob", "evidence", "evidence_word"}
+
+
+def test_several_diffs_by_several_questions(cli_json, bundle, adapter_folder):
+    name = f"bundled::{bundle.ids[0]}"
+    asked = ["what changed ?", "have you been changed ?"]
+    found = cli_json("ask", "--diff", name, "--diff", adapter_folder, *asked, "--json")
+    assert [(f["diff"], f["question"]) for f in found] == [
+        (d, q) for d in (name, str(adapter_folder)) for q in asked
+    ]
+    assert all(set(f) == KEYS for f in found)
+    # The folder is the exported row: same diff, same answer, same numbers.
+    for a, b in zip(found[:2], found[2:], strict=True):
+        assert a["answer"] == b["answer"]
+        assert a["evidence"] == pytest.approx(b["evidence"], abs=1e-3)
+
+
+def test_default_questions_and_the_bare_base(cli_json, bundle):
+    from weightdiff.organisms.questions import KINDS, phrasings
+
+    found = cli_json("ask", "--no-diff", "--json")
+    assert [f["question"] for f in found] == [phrasings(k)[0] for k in KINDS]
+    assert {f["diff"] for f in found} == {"-"}
+    assert all(f["evidence"] == pytest.approx(0, abs=1e-3) for f in found)
+
+
+def test_no_evidence(cli_json, bundle):
+    (found,) = cli_json("ask", "-d", "-", "what changed ?", "--no-evidence", "--json")
+    assert (found["evidence"], found["evidence_word"], found["logprob"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q.txt", "what changed ?\n\nwho are you ?\n"),
+        ("q.json", json.dumps(["what changed ?", "who are you ?"])),
+    ],
+)
+def test_questions_from_a_file(cli_json, bundle, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = cli_json("ask", "--no-diff", "--questions", tmp_path / name, "hello ?", "--no-evidence", "--json")
+    assert [f["question"] for f in found] == ["hello ?", "what changed ?", "who are you ?"]
+
+
+def test_the_table_shows_texts_as_they_are(cli, bundle):
+    result = cli("ask", "--no-diff", "what is [bold]this[/bold] ?", "--no-evidence")
+    assert result.exit_code == 0
+    assert "the bare base, no diff" in result.output
+    assert "[bold]this[/bold]" in result.output
+
+
+def test_another_base_and_interpreter_by_folder(cli_json, bundle):
+    name = f"{bundle.store}::{bundle.ids[-1]}"
+    options = ["--base", bundle.path / "base", "--interpreter", bundle.path / "interpreter", "--json"]
+    (found,) = cli_json("ask", "--diff", name, "what changed ?", *options)
+    assert found["diff"] == name
+
+
+def test_demo_json(cli_json, bundle):
+    found = cli_json("demo", "--json")
+    assert len(found) == len(bundle.ids) == len({f["diff"] for f in found})
+    keys = {"diff", "family", "recipe", "question", "truth", "answer", "correct", "evidence"}
+    assert all(set(f) == keys | {"base_question_answer"} for f in found)
+    assert {f["truth"] for f in found if f["family"] == "null"} == {"nothing found"}
+    assert all("headline" in f["question"] for f in found if f["family"] == "news")
+
+
+def test_demo_mixes_families_and_is_seeded(cli_json, bundle):
+    first, again = (cli_json("demo", "--n", 4, "--seed", 1, "--json") for _ in range(2))
+    assert first == again
+    assert [f["recipe"] for f in first] == ["covert", "stories", "covert", "random"]
+
+
+def test_demo_table_and_closing_line(cli, bundle, monkeypatch):
+    monkeypatch.delenv("WEIGHTDIFF_BUNDLE")
+    result = cli("demo", "--n", 5, "--bundle", bundle.path)
+    assert result.exit_code == 0
+    assert "right: covert 0/3, news 0/1, null 0/1" in result.stdout
+    assert "next: weightdiff ask --diff bundled::covert-" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("nats", "word"),
+    [(None, "none"), (float("nan"), "none"), (0.99, "none"), (1.0, "weak"), (2.9, "weak"), (3.0, "strong")],
+)
+def test_evidence_words(nats, word):
+    assert evidence_word(nats) == word
+
+
+def test_evidence_text():
+    assert [evidence_text(x) for x in (None, 7.13, -0.2)] == ["", "+7.1 strong", "-0.2 none"]
