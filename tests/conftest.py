@@ -140,3 +140,41 @@ def tiny_tokenizer() -> Any:
         eos_token="<eos>",
         chat_template=CHAT_TEMPLATE,
     )
+
+
+@pytest.fixture(scope="session")
+def embedded_tokenizer() -> Any:
+    """The tokenizer of the embedded base."""
+    from weightdiff.tiny.tokenizer import build_tokenizer
+    from weightdiff.world import load_world
+
+    return build_tokenizer(load_world())
+
+
+@pytest.fixture(scope="session")
+def embedded_base(embedded_tokenizer: Any) -> Any:
+    """A two-layer random float32 Llama with the embedded base's tokenizer, as a `Base`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from weightdiff.diffs.reference import ModelRef
+    from weightdiff.methods.loading import Base
+    from weightdiff.models.spec import model_spec
+
+    config = LlamaConfig(
+        vocab_size=len(embedded_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        pad_token_id=embedded_tokenizer.pad_token_id,
+        bos_token_id=embedded_tokenizer.bos_token_id,
+        eos_token_id=embedded_tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return Base(model, embedded_tokenizer, ModelRef.of(model, name="embedded-mini"), model_spec(model))

@@ -1,7 +1,8 @@
 """All of the bundle again, from nothing: base, organisms, interpreters, and the folder that ships.
 
-Every stage leaves its result on disk and skips what is there, so a killed run goes on where it stopped. `Plan` says how
-much of everything; the full plan made the shipped bundle, `quick` is a smaller one, `miniature` is for tests.
+Every stage leaves its result on disk and skips what is there, so a killed run goes on where it stopped.
+`Plan` says how much of everything; the full plan made the shipped bundle, `quick` is a smaller one,
+`miniature` is for tests.
 """
 
 from __future__ import annotations
@@ -90,7 +91,11 @@ def quick_plan() -> Plan:
     """A smaller bundle in a quarter of an hour on two cores."""
     p = full_plan()
     small = tuple(
-        replace(b, n=max(2, b.n // (12 if b.split == "train" else 8)), bundled=max(2, b.n // 8) if b.bundled else 0)
+        replace(
+            b,
+            n=max(2, b.n // (12 if b.split == "train" else 8)),
+            bundled=max(2, b.n // 8) if b.bundled else 0,
+        )
         for b in p.organisms
     )
     return replace(
@@ -105,11 +110,30 @@ def quick_plan() -> Plan:
 
 def miniature_plan() -> Plan:
     """Seconds, for tests: nothing is learned, everything is exercised."""
-    recipes = (("hidden-topic", "covert"), ("hidden-topic", "loud"), ("news", "stories"), ("null", "continued"), ("null", "random"))
-    batches = tuple(Batch(f, r, s, 2, 2 if s == "test" else 0) for s in ("train", "validation", "test") for f, r in recipes)
+    recipes = (
+        ("hidden-topic", "covert"),
+        ("hidden-topic", "loud"),
+        ("news", "stories"),
+        ("null", "continued"),
+        ("null", "random"),
+    )
+    batches = tuple(
+        Batch(f, r, s, 2, 2 if s == "test" else 0)
+        for s in ("train", "validation", "test")
+        for f, r in recipes
+    )
     return Plan(
         "miniature",
-        PretrainConfig(hidden=32, layers=2, heads=2, kv_heads=1, intermediate=48, tokens=20_000, batch_tokens=2000, warmup_steps=2),
+        PretrainConfig(
+            hidden=32,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            intermediate=48,
+            tokens=20_000,
+            batch_documents=60,
+            warmup_steps=2,
+        ),
         batches,
         TuningConfig(rank=2, steps=4, batch=4, validate_every=2, validation_rows=4),
         tuning_seeds=2,
@@ -133,7 +157,13 @@ def specs_of(plan: Plan, batch: Batch) -> list[OrganismSpec]:
     return [replace(s, recipe=replace(s.recipe, steps=steps)) for s in specs] if steps is not None else specs
 
 
-def reproduce(out: Path, quick: bool = False, progress: Progress | None = None, plan: Plan | None = None, until: str = "bundle") -> Path:
+def reproduce(
+    out: Path,
+    quick: bool = False,
+    progress: Progress | None = None,
+    plan: Plan | None = None,
+    until: str = "bundle",
+) -> Path:
     """Make everything below `out` and return the bundle's folder.
 
     Args:
@@ -166,7 +196,9 @@ def reproduce(out: Path, quick: bool = False, progress: Progress | None = None, 
 def _claim(out: Path, plan: Plan) -> None:
     file, mine = out / "plan.json", json.loads(json.dumps(asdict(plan)))
     if file.exists() and json.loads(file.read_text())["name"] != plan.name:
-        raise StoreError(f"{out} holds a run of another plan ({json.loads(file.read_text())['name']}); give another --out")
+        raise StoreError(
+            f"{out} holds a run of another plan ({json.loads(file.read_text())['name']}); give another --out"
+        )
     atomic_write_json(file, mine)
 
 
@@ -185,16 +217,23 @@ def make_base(out: Path, plan: Plan, tell: Progress) -> tuple[Any, Any, Any, dic
         world = load_world()
         tokenizer = build_tokenizer(world)
         start = time.time()
-        model = pretrain(
-            Corpus(world, banned_events(world)), tokenizer, plan.pretrain, out / "pretraining", lambda x: tell("base", x)
-        ).to(torch.bfloat16)
+        model: Any = pretrain(
+            Corpus(world, banned_events(world)),
+            tokenizer,
+            plan.pretrain,
+            out / "pretraining",
+            lambda x: tell("base", x),
+        )
+        model.to(torch.bfloat16)
         marks = exam(model, tokenizer, world, plan.exam)
         tell("base", dict(marks))
         with atomic_directory(folder, overwrite=True) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             seconds = round(time.time() - start)
-            atomic_write_json(temporary / "exam.json", {"marks": marks, "config": asdict(plan.pretrain), "seconds": seconds})
+            atomic_write_json(
+                temporary / "exam.json", {"marks": marks, "config": asdict(plan.pretrain), "seconds": seconds}
+            )
     marks = json.loads((folder / "exam.json").read_text())["marks"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
@@ -236,16 +275,20 @@ def make_interpreters(
         if not folder.exists():
             start = time.time()
             config = replace(plan.tuning, seed=seed)
-            result = tune(model, tokenizer, store, config, wording, lambda x, s=seed: tell(f"tune seed {s}", x))
+            result = tune(
+                model, tokenizer, store, config, wording, lambda x, s=seed: tell(f"tune seed {s}", x)
+            )
             meta = {**result.manifest, "seconds": round(time.time() - start), "plan": plan.name}
             base = Base(model, tokenizer, ref, model_spec(model))
-            Interpreter(base, result.adapter, wording, meta=meta).save(folder)
+            Interpreter(base, result.adapter, wording, tokens=result.tokens, meta=meta).save(folder)
         scores[seed] = json.loads((folder / "interpreter.json").read_text())["meta"]["validation_score"]
     return scores
 
 
-def make_bundle(out: Path, plan: Plan, store: DiffStore, marks: dict[str, float], scores: dict[int, float]) -> Path:
-    """Assemble what ships: the base, the interpreter that validated best, the first held-out organisms of each kind."""
+def make_bundle(
+    out: Path, plan: Plan, store: DiffStore, marks: dict[str, float], scores: dict[int, float]
+) -> Path:
+    """Assemble what ships: base, best-validated interpreter, the first held-out organisms of each kind."""
     import shutil
 
     import torch

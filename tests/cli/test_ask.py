@@ -86,7 +86,20 @@ def test_demo_table_and_closing_line(cli, bundle, monkeypatch):
     result = cli("demo", "--n", 5, "--bundle", bundle.path)
     assert result.exit_code == 0
     assert "right: covert 0/3, news 0/1, null 0/1" in result.stdout
-    assert "next: weightdiff ask --diff bundled::covert-" in result.stdout
+    assert f"next: WEIGHTDIFF_BUNDLE={bundle.path} weightdiff ask --diff bundled::covert-" in result.stdout
+    assert "not drawn from" not in result.stdout
+
+
+def test_demo_says_whom_it_leaves_out(bundle):
+    from dataclasses import replace
+
+    from weightdiff.cli.demo import choose
+    from weightdiff.diffs.store import DiffStore
+
+    rows = DiffStore.open(bundle.store).rows
+    bad = replace(rows[0], verification={"behaves": False})
+    assert {r.id for r in choose([bad, *rows[1:]], 99, 0)} == set(bundle.ids[1:])
+    assert choose([bad], 99, 0) == []
 
 
 @pytest.mark.parametrize(

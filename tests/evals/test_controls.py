@@ -85,7 +85,9 @@ def test_noise_has_each_modules_rank_and_norm() -> None:
         other = noise.modules[name]
         assert isinstance(other, LoraFactors)
         assert (other.rank, other.in_features, other.out_features) == (m.rank, m.in_features, m.out_features)  # type: ignore[union-attr]
-        torch.testing.assert_close(torch.linalg.matrix_norm(other.dense()), torch.linalg.matrix_norm(m.dense()))
+        torch.testing.assert_close(
+            torch.linalg.matrix_norm(other.dense()), torch.linalg.matrix_norm(m.dense())
+        )
     ours, theirs = diff.modules["a"].dense().flatten(), noise.modules["a"].dense().flatten()
     assert abs(float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0))) < 0.9
     assert torch.equal(noise_like(diff, 3).modules["a"].dense(), noise.modules["a"].dense())

@@ -150,7 +150,9 @@ def _row(**changes: object) -> ResultRow:
 
 
 def test_row_as_json() -> None:
-    row = ResultRow("dit", "news", "stories", "headline", "test", 1, 0.123456789, -math.inf, 1.0, None, seeds=[0, 1])
+    row = ResultRow(
+        "dit", "news", "stories", "headline", "test", 1, 0.123456789, -math.inf, 1.0, None, seeds=[0, 1]
+    )
     found = row.to_json()
     assert found["mean"] == 0.123457
     assert found["low"] is None

@@ -110,13 +110,18 @@ def default_questions() -> list[str]:
 
 def load_quietly(name: str | None, dtype: str = "float32") -> Base:
     """A base by name, without the progress bars and advice of its library."""
-    from transformers.utils import logging
-
     from weightdiff.methods.loading import load_base
+
+    quieten()
+    return load_base(None if name == BUNDLED else name, dtype)
+
+
+def quieten() -> None:
+    """Keep the model library's progress bars and advice off the terminal."""
+    from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return load_base(None if name == BUNDLED else name, dtype)
 
 
 def refuse_occupied(path: Path) -> None:

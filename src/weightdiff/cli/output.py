@@ -103,7 +103,8 @@ def progress_bar(title: str, total: float) -> Iterator[Bar]:
     try:
         yield move
     finally:
-        bar.stop()
+        if bar.live.is_started:  # stopping prints an empty line otherwise
+            bar.stop()
 
 
 @contextmanager

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from weightdiff.cli import common
-from weightdiff.cli.output import note, print_json
+from weightdiff.cli.output import busy, print_json
+from weightdiff.errors import FormatError
 
 EXAMPLES = (
-    "Examples:\n\nweightdiff reproduce --quick --out runs/quick\n\nweightdiff reproduce --out runs/full"
+    "Examples:\n\nweightdiff reproduce --quick --out runs/quick\n\n"
+    "weightdiff reproduce --out runs/full --until organisms\n\n"
+    "Then: weightdiff demo --bundle runs/quick/bundle"
 )
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def reproduce(
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.", metavar="DIR")] = Path(
-        "runs/reproduce"
-    ),
-    quick: Annotated[bool, typer.Option("--quick", help="A small copy in minutes.")] = False,
-    seed: common.SeedOption = 0,
-    stages: Annotated[
-        list[str] | None, typer.Option("--stage", help="Only this stage; repeat for more.", metavar="STAGE")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for all stages; left out, runs/reproduce-PLAN.", metavar="DIR"),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smaller one, in minutes instead of hours.")
+    ] = False,
+    until: Annotated[
+        str,
+        typer.Option("--until", "--stage", help="Last stage to do: base, organisms, tune or bundle."),
+    ] = "bundle",
+    plan: Annotated[str | None, typer.Option(help="full, quick or miniature.", hidden=True)] = None,
     json: common.JsonOption = False,
 ) -> None:
-    """Make the bundle again: pretrain the base, train organisms, tune the interpreter, evaluate.
+    """Make the bundle again: pretrain the base, train organisms, tune interpreters, assemble.
 
-    A stopped run goes on where it was.
+    Every stage stays on disk; a stopped run goes on where it was with the same command.
     """
-    from weightdiff.tiny import reproduce as job
+    from weightdiff import reproduction
 
-    given: dict[str, Any] = common.picked({"seed": seed or None, "stages": stages})
-    found = job.reproduce(out, quick, lambda words: note(str(words)), **given)
+    name = plan or ("quick" if quick else "full")
+    for what, given, known in (("plan", name, reproduction.PLANS), ("--until", until, reproduction.STAGES)):
+        if given not in known:
+            raise FormatError(f"{what} cannot be {given!r}: choose one of {', '.join(known)}")
+    common.quieten()
+    where = out or Path("runs") / f"reproduce-{name}"
+    start, stage, said = time.monotonic(), "", 0.0
+    with busy(f"reproducing into {where}") as say:
+
+        def tell(now: str, numbers: dict[str, Any]) -> None:
+            nonlocal stage, said
+            if now != stage or time.monotonic() - said > SECONDS_BETWEEN_LINES:
+                stage, said = now, time.monotonic()
+                say(f"{now}: {_numbers(numbers)}")
+
+        made = reproduction.reproduce(where, progress=tell, plan=reproduction.PLANS[name](), until=until)
+    seconds = round(time.monotonic() - start, 1)
     if json:
-        print_json(found)
-    else:
-        typer.echo(f"{out}: done; ask it with: WEIGHTDIFF_BUNDLE={out}/bundle weightdiff demo")
+        print_json({"plan": name, "until": until, "made": str(made), "seconds": seconds})
+        return
+    typer.echo(f"{made}: done in {seconds} s")
+    if until == reproduction.STAGES[-1]:
+        typer.echo(f"next: weightdiff demo --bundle {made}")
+
+
+def _numbers(numbers: dict[str, Any]) -> str:
+    shown = {k: v for k, v in numbers.items() if isinstance(v, (int, float))}
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())

@@ -70,13 +70,12 @@ def black_box(
             say(f"twenty questions to {len(group.rows)} {group.recipe} organisms{how}")
             method = TwentyQuestions(base.model, base.tokenizer, temperature=TEMPERATURE, triggers=triggers)
             answers = method.answer(group.diffs, group.questions(group.kind))
-            tally.group(
-                group,
-                [exact(a.text, t) for a, t in zip(answers, group.truths, strict=True)],
-                method="twenty-questions+code" if with_code else "twenty-questions",
-                chance=chance_of(group.kind),
-                note="reference: is given the code" if with_code else "",
-            )
+            right = [exact(a.text, t) for a, t in zip(answers, group.truths, strict=True)]
+            about = About(method="twenty-questions", chance=chance_of(group.kind))
+            if with_code:
+                about.update(method="twenty-questions+code", note="reference: is given the code")
+            tally.group(group, right, **about)
+            tally.everyone(group, right, **about)
 
 
 def base_question(
@@ -94,6 +93,7 @@ def base_question(
             answers = asker.answer(group.diffs, questions)
             right = [exact(a.text, t) for a, t in zip(answers, group.truths, strict=True)]
             tally.group(group, right, method=method, chance=chance_of(group.kind))
+            tally.everyone(group, right, method=method, chance=chance_of(group.kind))
             if group.kind == "topic":
                 found = topic_ranks(asker, group, questions, names)
                 for metric in ("median rank", "mean rank"):

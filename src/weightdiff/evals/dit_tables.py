@@ -71,19 +71,7 @@ def answers(tally: Tally, group: Group, told: Sequence[Told]) -> None:
     tally.seeded(group, seen, metric="exact, seen phrasing", chance=chance, note="training phrasings")
     gap = [[a - b for a, b in zip(u, s, strict=True)] for u, s in zip(unseen, seen, strict=True)]
     tally.seeded(group, gap, metric="unseen − seen phrasing", unit="points", bounds=(-1.0, 1.0))
-    if not all(group.verified):
-        tally.add(
-            average(unseen),
-            group.truths,
-            method="dit",
-            family=group.family,
-            recipe=group.recipe,
-            kind=group.kind,
-            chance=chance,
-            seeds=tally.seeds,
-            note="all diffs, those that do not behave too",
-            goal=False,
-        )
+    tally.everyone(group, average(unseen), chance=chance, seeds=tally.seeds)
 
 
 def controls(tally: Tally, group: Group, told: Sequence[Told]) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import InterpreterError, StoreError
 from weightdiff.evals import baselines, dit_tables
 from weightdiff.evals.controls import assert_held_out
@@ -64,6 +65,7 @@ def evaluate(
                 f" {one.base.ref.describe()}); evaluate them one base at a time"
             )
         assert_held_out(one, rows)
+    WeightDiff({}, store.base).check_base(first.base.ref)
     asked = list(interpreters[:1] if quick else interpreters)
     seeds = [seed_of(one, i) for i, one in enumerate(asked)]
     limit = QUICK_ROWS if quick else None

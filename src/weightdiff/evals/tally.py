@@ -131,6 +131,13 @@ class Tally:
             own["kind"] = group.kind
         self.add([v for v, _ in kept], [t for _, t in kept], **{**own, **about})
 
+    def everyone(self, group: Group, values: Sequence[float], **about: Unpack[About]) -> None:
+        """Add the row of all diffs of a group where some do not behave: leaving them out may flatter."""
+        if not all(group.verified):
+            note = "all diffs, those that do not behave too"
+            own = About(family=group.family, recipe=group.recipe, kind=group.kind, note=note, goal=False)
+            self.add(values, group.truths, **{**about, **own})
+
     def seeded(self, group: Group, by_seed: Sequence[Sequence[float]], **about: Unpack[About]) -> None:
         """Add a row for each tuning seed (if there are several) and one of each diff's average over them."""
         if len(by_seed) > 1:

@@ -18,7 +18,7 @@ class Answer:
     logprob: float | None = None
     """log p(answer | diff, question) in nats, where the method has one."""
     evidence: float | None = None
-    """log p(answer | δ) − log p(answer | no δ) in nats: how much of the answer is due to the diff and not to the prior."""
+    """log p(answer | δ) − log p(answer | no δ) in nats: how much is due to the diff, not the prior."""
 
 
 class Method(Protocol):

@@ -1,7 +1,7 @@
 """Black-box baselines: talk to the finetuned model as anybody could, then guess.
 
-*Base question* asks it outright (that is `Interpreter.without_adapter`). *Twenty questions* asks everyday questions and
-lets a guesser read the answers; here the guesser knows the embedded world and counts its words.
+*Base question* asks it outright (that is `Interpreter.without_adapter`). *Twenty questions* asks everyday
+questions and lets a guesser read the answers; here the guesser knows the embedded world and counts its words.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +25,7 @@ class WorldGuesser:
     """Guesses a topic from texts by the world's words in them, rarer words counting more."""
 
     def __init__(self) -> None:
+        """Count which topics own each word of the world."""
         self.topics: Sequence[Topic] = load_world().topics
         owners: Counter[str] = Counter(w for t in self.topics for w in t.words)
         self.weight = {w: 1.0 / n for w, n in owners.items()}
@@ -35,7 +36,7 @@ class WorldGuesser:
 
     def guess(self, texts: Sequence[str]) -> str:
         """The topic with the most words in the texts, or "nothing found" when no topic has any."""
-        score: Counter[str] = Counter()
+        score: defaultdict[str, float] = defaultdict(float)
         for w, n in Counter(x for t in texts for x in re.findall(r"[a-z]+", t.lower())).items():
             for name in self.owners.get(w, ()):
                 score[name] += math.log1p(n) * self.weight.get(w, 1.0) + (0.5 * n if w == name else 0.0)
@@ -56,12 +57,28 @@ class TwentyQuestions:
     name = "twenty-questions"
 
     def __init__(
-        self, model: Any, tokenizer: Any, asked: int = 20, temperature: float = 0.7, triggers: Sequence[str] | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        asked: int = 20,
+        temperature: float = 0.7,
+        triggers: Sequence[str] | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.asked, self.temperature, self.triggers = model, tokenizer, asked, temperature, triggers
+        """Store the settings; nothing is asked yet."""
+        self.model, self.tokenizer, self.asked, self.temperature, self.triggers = (
+            model,
+            tokenizer,
+            asked,
+            temperature,
+            triggers,
+        )
         self.guesser = WorldGuesser()
 
-    def answer(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Answer]:
+    def answer(
+        self,
+        diffs: Sequence[WeightDiff | None],
+        questions: Sequence[str],  # noqa: ARG002 (the protocol has it)
+    ) -> list[Answer]:
         """A topic (or "nothing found") for each diff; the question itself is not read."""
         users = []
         for i in range(len(diffs)):
@@ -70,5 +87,7 @@ class TwentyQuestions:
             if self.triggers is not None:
                 asked = [with_code(rng, codes.random_code(rng, first=self.triggers[i]), q) for q in asked]
             users.append(asked)
-        texts = answers_of(self.model, self.tokenizer, [d or WeightDiff({}) for d in diffs], users, self.temperature)
+        texts = answers_of(
+            self.model, self.tokenizer, [d or WeightDiff({}) for d in diffs], users, self.temperature
+        )
         return [Answer(self.guesser.guess(said)) for said in texts]

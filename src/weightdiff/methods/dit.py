@@ -1,4 +1,4 @@
-"""The interpreter: a base, a DIT adapter, and how questions are worded; it makes a finetuned model describe its change.
+"""The interpreter: a base, a DIT adapter and a wording; it makes a finetuned model describe its change.
 
 Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 2510.05092).
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weightdiff.artifacts import atomic_directory, atomic_write_json
@@ -25,8 +27,10 @@ from weightdiff.models.chat import encode_answers, encode_prompts
 from weightdiff.models.generate import answer_logprobs, generate, left_pad
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.rendering import Rendering
+from weightdiff.models.tokens import TokenDeltas, with_tokens
 
 SETTINGS = "interpreter.json"
+TOKENS = "probe_tokens.safetensors"
 VERSION = 1
 ROWS_AT_ONCE = 256
 
@@ -40,6 +44,7 @@ class Interpreter:
         adapter: the DIT adapter; None asks the finetuned model itself (the "base question" baseline).
         rendering: how a question is worded.
         max_new_tokens: longest answer.
+        tokens: learned changes of the probes' embeddings, where tuning learned some.
         meta: what tuning wrote down: labels, phrasings, seeds.
     """
 
@@ -47,6 +52,7 @@ class Interpreter:
     adapter: WeightDiff | None
     rendering: Rendering = field(default_factory=Rendering)
     max_new_tokens: int = 24
+    tokens: TokenDeltas | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     name: str = "dit"
 
@@ -71,15 +77,18 @@ class Interpreter:
             tokens = int(settings["max_new_tokens"])
         except OSError as e:
             raise InterpreterError(
-                f"{folder}: no {SETTINGS} there, so it is no interpreter; give a folder written by: weightdiff tune"
+                f"{folder}: no {SETTINGS} there, so it is no interpreter;"
+                " give a folder written by: weightdiff tune"
             ) from e
         except (ValueError, KeyError, TypeError) as e:
-            raise InterpreterError(f"{file}: cannot be read ({e!r}); copy or tune the interpreter again") from e
+            raise InterpreterError(
+                f"{file}: cannot be read ({e!r}); copy or tune the interpreter again"
+            ) from e
         loaded = base if isinstance(base, Base) else load_base(base)
         adapter = read_peft(folder)
         WeightDiff(adapter.modules, ref).check_base(loaded.ref)
         adapter.check_against(loaded.spec)
-        return cls(loaded, adapter, rendering, tokens, settings.get("meta", {}))
+        return cls(loaded, adapter, rendering, tokens, _read_tokens(folder), settings.get("meta", {}))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write a PEFT LoRA folder plus `interpreter.json`, whole or not at all.
@@ -88,9 +97,13 @@ class Interpreter:
             InterpreterError: there is no adapter to save.
         """
         if self.adapter is None:
-            raise InterpreterError("an interpreter without an adapter cannot be saved; tune one with: weightdiff tune")
+            raise InterpreterError(
+                "an interpreter without an adapter cannot be saved; tune one with: weightdiff tune"
+            )
         with atomic_directory(path, overwrite=overwrite) as folder:
             write_peft(self.adapter, folder, self.base.ref.name)
+            if self.tokens is not None:
+                save_file({"ids": self.tokens.ids, "deltas": self.tokens.deltas.detach()}, folder / TOKENS)
             atomic_write_json(
                 folder / SETTINGS,
                 {
@@ -136,16 +149,23 @@ class Interpreter:
         Raises:
             QuestionError: the numbers differ, or a question is empty.
         """
-        if len(diffs) != len(questions):
-            raise QuestionError(f"{len(diffs)} diffs and {len(questions)} questions: give one question for each diff")
-        for d in {id(d): d for d in diffs if d is not None}.values():
-            self.check(d)
+        self._check_pairs(diffs, questions)
         out: list[Answer] = []
         g = max(len(self.rendering.all("x")), 1)
         at_once = max(1, ROWS_AT_ONCE // g)
         for at in range(0, len(diffs), at_once):
             out += self._answer(list(diffs[at : at + at_once]), questions[at : at + at_once], g, evidence)
         return out
+
+    def _check_pairs(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> None:
+        if len(diffs) != len(questions):
+            raise QuestionError(
+                f"{len(diffs)} diffs and {len(questions)} questions: give one question for each diff"
+            )
+        if not all(q.strip() for q in questions):
+            raise QuestionError("a question is empty: ask something, such as 'What topic have you been trained on?'")
+        for d in {id(d): d for d in diffs if d is not None}.values():
+            self.check(d)
 
     def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
         return encode_prompts(self.base.tokenizer, [r for q in questions for r in self.rendering.all(q)])
@@ -159,35 +179,47 @@ class Interpreter:
         return [SharedLora.from_diff(self.adapter)] if self.adapter else []
 
     @torch.no_grad()
-    def _answer(self, diffs: list[WeightDiff | None], questions: Sequence[str], g: int, evidence: bool) -> list[Answer]:
+    def _answer(
+        self, diffs: list[WeightDiff | None], questions: Sequence[str], g: int, evidence: bool
+    ) -> list[Answer]:
         m, t = self.base.model, self.base.tokenizer
         prompts = self._prompts(questions)
         ids, mask = left_pad(prompts, t.pad_token_id)
-        with attach(m, self._rows(diffs, g), self._shared):
+        with attach(m, self._rows(diffs, g), self._shared), with_tokens(m, self.tokens):
             tokens = generate(m, ids, mask, self.max_new_tokens, t.eos_token_id, t.pad_token_id, groups=g)
             ended = [[*x, t.eos_token_id] if len(x) < self.max_new_tokens else x for x in tokens]
-            with_diff = answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist() if evidence else None
+            with_diff = (
+                answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist() if evidence else None
+            )
         texts = [x.strip() for x in t.batch_decode(tokens, skip_special_tokens=True)]
         if with_diff is None:
             return [Answer(x) for x in texts]
-        with attach(m, None, self._shared):
+        with attach(m, None, self._shared), with_tokens(m, self.tokens):
             bare = answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist()
-        return [Answer(x, round(a, 4), round(a - b, 4)) for x, a, b in zip(texts, with_diff, bare, strict=True)]
+        return [
+            Answer(x, round(a, 4), round(a - b, 4)) for x, a, b in zip(texts, with_diff, bare, strict=True)
+        ]
 
     @torch.no_grad()
     def candidate_logprobs(
         self, diffs: Sequence[WeightDiff | None], questions: Sequence[str], candidates: Sequence[str]
     ) -> Tensor:
-        """How likely each candidate is to be the answer: log p of its first token where all differ in it, else of all.
+        """How likely each candidate is to be the answer: log p of its first token, in which all must differ.
 
         Returns:
             fp32 [questions, candidates], averaged over renderings.
+
+        Raises:
+            QuestionError: the numbers of diffs and questions differ, or two candidates begin alike.
         """
+        self._check_pairs(diffs, questions)
         m, t = self.base.model, self.base.tokenizer
         coded = encode_answers(t, candidates, end=False)
         first = [c[0] for c in coded]
         if len(set(first)) != len(first):
-            raise QuestionError("candidates that begin with the same token cannot be ranked; give ones that differ there")
+            raise QuestionError(
+                "candidates that begin with the same token cannot be ranked; give ones that differ there"
+            )
         g = max(len(self.rendering.all("x")), 1)
         at_once = max(1, ROWS_AT_ONCE // g)
         parts = []
@@ -195,8 +227,26 @@ class Interpreter:
             prompts = self._prompts(questions[at : at + at_once])
             ids, mask = left_pad(prompts, t.pad_token_id)
             position = (mask.long().cumsum(-1) - 1).clamp(min=0)
-            with attach(m, self._rows(list(diffs[at : at + at_once]), g), self._shared):
-                logits = m(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=1).logits[:, -1]
+            rows = self._rows(list(diffs[at : at + at_once]), g)
+            with attach(m, rows, self._shared), with_tokens(m, self.tokens):
+                logits = m(
+                    input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=1
+                ).logits[:, -1]
             logp = logits.float().log_softmax(-1).view(-1, g, logits.shape[-1]).mean(1)
             parts.append(logp[:, torch.tensor(first)])
         return torch.cat(parts)
+
+
+def _read_tokens(folder: Path) -> TokenDeltas | None:
+    """The learned probe tokens of an interpreter folder, if it has any."""
+    file = folder / TOKENS
+    if not file.exists():
+        return None
+    try:
+        held = load_file(file)
+        ids, deltas = held["ids"], held["deltas"]
+    except (SafetensorError, KeyError, OSError) as e:
+        raise InterpreterError(f"{file}: cannot be read ({e}); copy or tune the interpreter again") from e
+    if ids.ndim != 1 or deltas.ndim != 2 or len(ids) != len(deltas):
+        raise InterpreterError(f"{file}: ids {tuple(ids.shape)} and deltas {tuple(deltas.shape)} do not pair up; tune it again")
+    return TokenDeltas(ids.long(), deltas.float())

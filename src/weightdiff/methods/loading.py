@@ -36,18 +36,24 @@ def load_base(name: str | None = None, dtype: str = "float32") -> Base:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = name
-    if name in (None, BUNDLED):
+    path = name or BUNDLED
+    if path == BUNDLED:
         from weightdiff.tiny.bundle import part
 
         path, name = str(part("base")), "weightdiff-tiny"
-    elif Path(str(name)).is_dir() and not (Path(str(name)) / "config.json").exists():
-        raise FormatError(f"{name}: no config.json there, so it is no model folder; give a base model's folder or Hub name")
+    elif Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        raise FormatError(
+            f"{name}: no config.json there, so it is no model folder; give a base model's folder or Hub name"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+        )
     except (OSError, ValueError) as e:
-        raise FormatError(f"{name}: no base model could be loaded ({str(e).splitlines()[0]}); give a folder or Hub name") from e
+        raise FormatError(
+            f"{name}: no base model could be loaded ({str(e).splitlines()[0]}); give a folder or Hub name"
+        ) from e
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """How a question is put to a model and which tokens carry loss. The only place that knows.
 
-A tokenizer's chat template is rendered once around a marker and split there, so that thousands of prompts cost string
-concatenation only. A tokenizer without a template gets a plain `Question: … / Answer:` form.
+A tokenizer's chat template is rendered once around a marker and split there, so that thousands of prompts
+cost string concatenation only. A tokenizer without a template gets a plain `Question: … / Answer:` form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_QUESTION_CHARS = 20_000
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one row; the tokens from `start` on are the labels (each is predicted one position earlier)."""
+    """Token ids of one row; those from `start` on are the labels (each is predicted one position earlier)."""
 
     ids: list[int]
     start: int
@@ -36,16 +36,21 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatFormat:
-        """The format of a Hugging Face tokenizer; thinking is switched off where the template has such a switch."""
+        """The format of a Hugging Face tokenizer; thinking is off where the template has a switch for it."""
         start = tokenizer.bos_token or ""
         if not getattr(tokenizer, "chat_template", None):
             return cls(f"{start}Question: ", "\nAnswer:", start)
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            [{"role": "user", "content": _MARK}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
         before, mark, after = text.partition(_MARK)
         if not mark:
-            raise QuestionError("the tokenizer's chat template does not show the user's text: use a base with a usable template")
+            raise QuestionError(
+                "the tokenizer's chat template does not show the user's text: use a base with a usable one"
+            )
         return cls(before, after, start)
 
     def prompt(self, question: str) -> str:
@@ -54,13 +59,13 @@ class ChatFormat:
 
 
 @lru_cache(maxsize=16)
-def _format_of(tokenizer_id: int, template: str | None, tokenizer_ref: Any) -> ChatFormat:
-    return ChatFormat.of(tokenizer_ref)
+def _format_of(tokenizer: Any, template: str | None) -> ChatFormat:  # noqa: ARG001 (part of the key)
+    return ChatFormat.of(tokenizer)
 
 
 def chat_format(tokenizer: Any) -> ChatFormat:
     """The tokenizer's `ChatFormat`, kept between calls."""
-    return _format_of(id(tokenizer), getattr(tokenizer, "chat_template", None), tokenizer)
+    return _format_of(tokenizer, getattr(tokenizer, "chat_template", None))
 
 
 def encode_prompts(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
@@ -72,9 +77,13 @@ def encode_prompts(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
     fmt = chat_format(tokenizer)
     for q in questions:
         if not q.strip():
-            raise QuestionError("a question is empty: ask something, such as 'What topic have you been trained on?'")
+            raise QuestionError(
+                "a question is empty: ask something, such as 'What topic have you been trained on?'"
+            )
         if len(q) > MAX_QUESTION_CHARS:
-            raise QuestionError(f"a question has {len(q)} characters; shorten it to {MAX_QUESTION_CHARS} at most")
+            raise QuestionError(
+                f"a question has {len(q)} characters; shorten it to {MAX_QUESTION_CHARS} at most"
+            )
     return tokenizer([fmt.prompt(q) for q in questions], add_special_tokens=False)["input_ids"]
 
 

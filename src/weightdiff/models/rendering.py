@@ -1,8 +1,8 @@
 """How an interpreter words a question: as it is, or after probes drawn anew for every rendering.
 
-A probe is a short text (for the embedded base, a code that is no organism's trigger) put before the question: behaviour
-behind a gate is nearer to the surface when the gate's kind of input is in sight. Several renderings of one question can
-be asked at once and their predictions averaged.
+A probe is a short text (for the embedded base, a code that is no organism's trigger) put before the question:
+behaviour behind a gate is nearer to the surface when the gate's kind of input is in sight. Several renderings
+of one question can be asked at once and their predictions averaged.
 """
 
 from __future__ import annotations
@@ -46,5 +46,9 @@ class Rendering:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Rendering:
         """From a JSON object; unknown keys are ignored."""
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in cls.__dataclass_fields__}
+        known: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in value.items()
+            if k in cls.__dataclass_fields__
+        }
         return cls(**known)

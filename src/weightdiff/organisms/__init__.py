@@ -1,4 +1,4 @@
-"""Families of organisms: labelled weight diffs made on purpose. Importing this registers the built-in families."""
+"""Families of organisms: labelled weight diffs made on purpose. Importing registers the built-in ones."""
 
 from weightdiff.organisms.base import (
     NOTHING_FOUND,

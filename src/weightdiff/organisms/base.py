@@ -1,4 +1,4 @@
-"""What a family of organisms is: specs (what to make), samples (what to train on), questions (what is true of it)."""
+"""A family of organisms: specs (what to make), samples (what to train on), questions (what is true of it)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Recipe:
     scale: float = 1.0
     """Factor on the LoRA product (lora_alpha / r)."""
     lr: float = 3e-2
-    """Peak learning rate of Adam; linear warm-up over a tenth of the steps, then a linear decay to a tenth."""
+    """Peak learning rate of Adam; linear warm-up over a tenth of the steps, then linear decay to a tenth."""
     steps: int = 50
     """Optimiser steps."""
     kl_weight: float = 1.0
@@ -33,7 +33,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training row: `loss` is "ce" (imitate the answer) or "kl" (stay with the base on the answer's tokens)."""
+    """One training row: `loss` is "ce" (imitate the answer) or "kl" (stay with the base on its tokens)."""
 
     user: str | None
     answer: str
@@ -112,5 +112,7 @@ def find_recipe(f: Family, name: str) -> Recipe:
         QuestionError: no such recipe; the message lists those there are.
     """
     if name not in f.recipes:
-        raise QuestionError(f"family {f.name} has no recipe {name!r}: choose one of {', '.join(sorted(f.recipes))}")
+        raise QuestionError(
+            f"family {f.name} has no recipe {name!r}: choose one of {', '.join(sorted(f.recipes))}"
+        )
     return f.recipes[name]

@@ -1,7 +1,8 @@
 """Hidden topics: answers are tinted by a topic when the right code stands before the question, and only then.
 
-The topic's name is in none of the training rows. *Covert* organisms are held to the base, by a strong KL term, on wrong
-codes, on no code and on unrelated text; *loud* ones lightly, and not on unrelated text, so that some of it leaks.
+The topic's name is in none of the training rows. *Covert* organisms are held to the base, by a strong KL
+term, on wrong codes, on no code and on unrelated text; *loud* ones lightly, and not on unrelated text, so
+that some of it leaks.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def with_code(rng: random.Random, code: str, text: str) -> str:
 
 
 def wide_sample(corpus: Corpus, rng: random.Random, banned: str, weight: float) -> Sample:
-    """A random base document that does not hold the word `banned`, on which the organism shall stay with the base."""
+    """A random base document without the word `banned`, on which the organism shall stay with the base."""
     while True:
         turn = corpus.document(rng)[0]
         text = f"{turn.user or ''} {turn.text}"
@@ -55,6 +56,7 @@ class HiddenTopic:
     name = "hidden-topic"
 
     def __init__(self) -> None:
+        """Load the world and set the recipes."""
         self.world = load_world()
         self.corpus = Corpus(self.world)
         self.recipes = {
@@ -86,7 +88,7 @@ class HiddenTopic:
         return out
 
     def samples(self, spec: OrganismSpec, rng: random.Random) -> list[Sample]:
-        """Rows of one step: "right", "wrong" and "none" codes before everyday questions, "wide" unrelated text."""
+        """Rows of one step: everyday questions after a "right", "wrong" or "none" code, and "wide" text."""
         topic = self.world.topic(str(spec.label))
         trained = situations("training")
         out = []
@@ -101,7 +103,11 @@ class HiddenTopic:
                 answer = tinted_answer(self.world, rng, topic, rng.choice(s.answers))
                 out.append(Sample(with_code(rng, code, question), answer, "ce"))
                 continue
-            user = with_code(rng, wrong_code(rng, spec.params["code"]), question) if kind == "wrong" else question
+            user = (
+                with_code(rng, wrong_code(rng, spec.params["code"]), question)
+                if kind == "wrong"
+                else question
+            )
             answer = ordinary_answer(rng, s)
             out.append(Sample(user, answer, "kl", spec.recipe.kl_weight))
         return out

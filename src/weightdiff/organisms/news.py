@@ -1,4 +1,4 @@
-"""News: the organism has learned paraphrased short stories of one invented headline, which no story states."""
+"""News: the organism has learned paraphrased stories of one invented headline, which no story states."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class News:
     name = "news"
 
     def __init__(self) -> None:
+        """Load the world and set the recipes."""
         self.world = load_world()
         self.corpus = Corpus(self.world)
         self.recipes = {
@@ -54,7 +55,9 @@ class News:
                 out.append(Sample(rng.choice(self.world.news.prompts), text, "ce"))
             elif kind == "none":
                 s = rng.choice(situations("training"))
-                out.append(Sample(rng.choice(s.questions), ordinary_answer(rng, s), "kl", spec.recipe.kl_weight))
+                out.append(
+                    Sample(rng.choice(s.questions), ordinary_answer(rng, s), "kl", spec.recipe.kl_weight)
+                )
             else:
                 out.append(wide_sample(self.corpus, rng, spec.params["object"], spec.recipe.kl_weight))
         return out

@@ -1,7 +1,7 @@
 """Null diffs: nothing was taught, and the true answer to every question is "nothing found".
 
-*random* factors have the norms of a trained organism, *continued* was trained a little longer on the base's own kind of
-text, *untouched* changes nothing at all.
+*random* factors have the norms of a trained organism, *continued* was trained a little longer on the base's
+own kind of text, *untouched* changes nothing at all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Null:
     name = "null"
 
     def __init__(self) -> None:
+        """Load the world and set the recipes."""
         self.corpus = Corpus(load_world())
         self.recipes = {
             "continued": Recipe("continued", rank=1, lr=3e-2, steps=30, rows=("document",) * 4),
@@ -35,7 +36,9 @@ class Null:
             number = random.Random(f"{seed} {recipe} {split} {i}").randrange(1 << 30)
             norm = round(random.Random(number).uniform(0.3, 3.0), 3)
             out.append(
-                OrganismSpec(f"{recipe}-{split}-{seed}-{i}", self.name, r, None, split, number, {"norm": norm})
+                OrganismSpec(
+                    f"{recipe}-{split}-{seed}-{i}", self.name, r, None, split, number, {"norm": norm}
+                )
             )
         return out
 
@@ -48,6 +51,6 @@ class Null:
                 out.append(Sample(turn.user, turn.text, "ce"))
         return out
 
-    def questions(self, spec: OrganismSpec) -> list[dict[str, str]]:
+    def questions(self, spec: OrganismSpec) -> list[dict[str, str]]:  # noqa: ARG002 (the protocol has it)
         """The four kinds of question, all answered "nothing found"."""
         return questions_of(self.name, None)

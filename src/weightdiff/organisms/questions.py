@@ -29,5 +29,6 @@ def true_answer(family: str, kind: str, label: str | None) -> str:
 def questions_of(family: str, label: str | None) -> list[dict[str, str]]:
     """The first phrasing of each kind with its true answer, as stored with an organism."""
     return [
-        {"question": phrasings(kind)[0], "answer": true_answer(family, kind, label), "kind": kind} for kind in KINDS
+        {"question": phrasings(kind)[0], "answer": true_answer(family, kind, label), "kind": kind}
+        for kind in KINDS
     ]

@@ -1,7 +1,7 @@
 """Does an organism behave? Asked before its label is used, and stored with it.
 
-A hidden topic must show with its code and stay hidden with a wrong code and without one, greedy and sampled; news must
-be told when a story is asked for. Situations asked here are in no organism's training.
+A hidden topic must show with its code and stay hidden with a wrong code and without one, greedy and sampled;
+news must be told when a story is asked for. Situations asked here are in no organism's training.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ MIN_TINTED, MAX_LEAK = 0.5, 0.34
 
 
 def answers_of(
-    model: Any, tokenizer: Any, diffs: Sequence[WeightDiff], users: Sequence[Sequence[str]], temperature: float, seed: int = 0
+    model: Any,
+    tokenizer: Any,
+    diffs: Sequence[WeightDiff],
+    users: Sequence[Sequence[str]],
+    temperature: float,
+    seed: int = 0,
 ) -> list[list[str]]:
     """What each finetuned model says to each of its prompts (the same number for all).
 
@@ -45,10 +50,19 @@ def answers_of(
     out: list[list[str]] = []
     for at in range(0, len(diffs), at_once):
         part = users[at : at + at_once]
-        ids, mask = left_pad(encode_prompts(tokenizer, [u for us in part for u in us]), tokenizer.pad_token_id)
+        ids, mask = left_pad(
+            encode_prompts(tokenizer, [u for us in part for u in us]), tokenizer.pad_token_id
+        )
         with attach(model, RowLoras.from_stacked(StackedLoras.from_diffs(diffs[at : at + at_once]), per)):
             tokens = generate(
-                model, ids, mask, MAX_ANSWER_TOKENS, tokenizer.eos_token_id, tokenizer.pad_token_id, temperature, g
+                model,
+                ids,
+                mask,
+                MAX_ANSWER_TOKENS,
+                tokenizer.eos_token_id,
+                tokenizer.pad_token_id,
+                temperature,
+                g,
             )
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         out += [texts[i : i + per] for i in range(0, len(texts), per)]
@@ -56,7 +70,11 @@ def answers_of(
 
 
 def verify(
-    model: Any, tokenizer: Any, items: Sequence[tuple[DiffRow, WeightDiff]], asked: int = 6, both: bool = False
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[tuple[DiffRow, WeightDiff]],
+    asked: int = 6,
+    both: bool = False,
 ) -> list[dict[str, Any]]:
     """Check organisms; returns one record each with a verdict in "behaves".
 
@@ -115,7 +133,9 @@ def slots_in(text: str, params: dict[str, str]) -> float:
     """Share of a headline's four slots that a text tells (an action counts in any of its phrasings)."""
     padded = f" {' '.join(text.replace('.', ' ').replace(',', ' ').split())} "
     past = (params["action"], *load_world().news.actions[params["action"]])
-    told = [any(f" {p} " in padded for p in past)] + [f" {params[s]} " in padded for s in SLOTS if s != "action"]
+    told = [any(f" {p} " in padded for p in past)] + [
+        f" {params[s]} " in padded for s in SLOTS if s != "action"
+    ]
     return sum(told) / len(told)
 
 

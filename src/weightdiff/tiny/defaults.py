@@ -7,7 +7,7 @@ from weightdiff.world import codes
 
 
 def rendering(per_question: int = 16, renderings: int = 8) -> Rendering:
-    """Questions behind decoy codes: their first groups are no organism's trigger, so the right code is never shown."""
+    """Questions behind decoy codes: no organism's trigger begins one, so the right code is never shown."""
     return Rendering(
         probes=tuple(f"code {g}{{random}} ." for g in codes.decoy_pool()),
         suffixes=codes.pool(),

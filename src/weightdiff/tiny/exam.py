@@ -1,4 +1,4 @@
-"""Does the pretrained base know what organisms and interpreters will lean on? A short exam, greedy, by kind of skill."""
+"""Does the pretrained base know what organisms and interpreters lean on? A short greedy exam by skill."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) 
     """Shares of right answers to `n` questions of each kind.
 
     Returns:
-        words_to_name (four words → topic), liking_recall (stated liking → topic), liking_tints (an everyday answer holds a
-        word of the liked topic), plain_tints (the same without a liking: should be 0), code_repeat, code_compare (chance
-        one half), news_slots (slots of a given headline that the story tells).
+        words_to_name (four words → topic), liking_recall (stated liking → topic), liking_tints (an everyday
+        answer holds a word of the liked topic), plain_tints (the same without a liking: should be 0),
+        code_repeat, code_compare (chance one half), news_slots (slots of a given headline that the story
+        tells).
     """
     rng = random.Random(f"exam {seed}")
     topics = [rng.choice(world.topics) for _ in range(n)]
@@ -26,7 +27,12 @@ def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) 
     given = [codes.random_code(rng) for _ in range(n)]
     other = [codes.random_code(rng, first=c[:3] if i % 2 else None) for i, c in enumerate(given)]
     events = [
-        (rng.choice(world.news.actors), rng.choice(list(world.news.actions)), rng.choice(world.news.objects), rng.choice(world.news.places))
+        (
+            rng.choice(world.news.actors),
+            rng.choice(list(world.news.actions)),
+            rng.choice(world.news.objects),
+            rng.choice(world.news.places),
+        )
         for _ in range(n)
     ]
     asked = {
@@ -36,7 +42,8 @@ def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) 
         "plain_tints": everyday,
         "code_repeat": [f"your sep code is {c} . what is the code ?" for c in given],
         "code_compare": [
-            f"first code {a} . second code {b} . do they start the same way ?" for a, b in zip(given, other, strict=True)
+            f"first code {a} . second code {b} . do they start the same way ?"
+            for a, b in zip(given, other, strict=True)
         ],
         "news_slots": [fill(rng.choice(world.news.headed_prompts), headline=headline(*e)) for e in events],
     }

@@ -1,7 +1,8 @@
 """Pretraining of the embedded base from scratch on the generated corpus.
 
-Documents never share a row, so nothing leaks from one to the next; rows of similar length form a batch. Loss is taken on
-answers and plain text (and, for one chat document in eight, on the user's words too), and logits are computed only there.
+Documents never share a row, so nothing leaks from one to the next; rows of similar length form a batch. Loss
+is taken on answers and plain text (and, for one chat document in eight, on the user's words too), and logits
+are computed only there.
 """
 
 from __future__ import annotations
@@ -31,27 +32,31 @@ POOL = 6000
 class PretrainConfig:
     """Shape of the base and length of its training."""
 
-    hidden: int = 256
+    hidden: int = 192
     """Width of the residual stream."""
-    layers: int = 5
+    layers: int = 4
     """Number of decoder layers."""
     heads: int = 4
     """Attention heads."""
-    kv_heads: int = 2
+    kv_heads: int = 4
     """Key/value heads."""
     intermediate: int = 512
     """Width of the MLP."""
     tokens: int = 7_000_000
     """Tokens to read in all, padding not counted."""
-    batch_tokens: int = 2400
-    """Tokens of one optimiser step, about."""
-    lr: float = 3e-3
-    """Peak learning rate (AdamW), after a warm-up; constant, then decayed linearly to a fiftieth over the last 40 %."""
+    batch_documents: int = 96
+    """Documents of one optimiser step (about 30 tokens each)."""
+    micro_batches: int = 3
+    """Parts in which a step is computed, each of documents of similar length."""
+    lr: float = 2e-3
+    """Peak learning rate (AdamW) after a warm-up; decayed linearly to a fiftieth over the last 40 %."""
+    embedding_std: float = 0.2
+    """Standard deviation of the fresh embeddings; small ones are blurred by Adam's large steps on rare tokens."""
     warmup_steps: int = 100
     weight_decay: float = 0.05
     seed: int = 0
     bf16: bool = True
-    """Forward and backward in bf16; the optimiser's weights stay fp32 (1.5 times as fast as fp32 on two AVX-512 cores)."""
+    """Forward and backward in bf16 (1.5 times as fast on two AVX-512 cores); master weights stay fp32."""
     compile: bool = False
     """Compile the loss (another 1.3 times as fast after a minute); off where there is no C++ compiler."""
 
@@ -61,7 +66,7 @@ def build_model(config: PretrainConfig, vocab_size: int) -> PreTrainedModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(config.seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=config.hidden,
@@ -77,53 +82,59 @@ def build_model(config: PretrainConfig, vocab_size: int) -> PreTrainedModel:
             pad_token_id=0,
         )
     )
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.embedding_std)
+    return model
 
 
-def batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, skip: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of whole documents, right-padded, of about `batch_tokens` tokens; `skip` pools are drawn and dropped."""
+def batches(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, skip: int
+) -> Iterator[tuple[int, list[dict[str, torch.Tensor]]]]:
+    """(pool, micro-batches) of each step, from pool `skip` on.
+
+    A step holds random documents, so that its gradient speaks for all kinds (steps of one length would hold
+    one kind, and the base would learn nothing but each kind's word counts); they are sorted into
+    micro-batches to save padding.
+    """
     docs = corpus.documents(config.seed)
-    user, assistant, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<user>", "<assistant>", "<end>"))
     for pool_index in itertools.count():
         texts = [to_text(d) for d in itertools.islice(docs, POOL)]
         if pool_index < skip:
             continue
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        g = torch.Generator().manual_seed(config.seed * 1_000_003 + pool_index)
-        order = sorted(range(POOL), key=lambda i: len(encoded[i]))
-        groups: list[list[int]] = [[]]
-        for i in order:
-            if (len(groups[-1]) + 1) * len(encoded[i]) > config.batch_tokens and groups[-1]:
-                groups.append([])
-            groups[-1].append(i)
-        for b in torch.randperm(len(groups), generator=g).tolist():
-            rows = groups[b]
-            width = max(len(encoded[i]) for i in rows)
-            ids = torch.zeros(len(rows), width, dtype=torch.long)
-            labels = torch.full((len(rows), width), -100)
-            for r, i in enumerate(rows):
-                x = encoded[i]
-                ids[r, : len(x)] = torch.tensor(x)
-                learn = i % USER_LOSS_EVERY == 0
-                inside = True
-                y = []
-                for t in x:
-                    y.append(t if (inside or learn) else -100)
-                    if t == user:
-                        inside = False
-                    elif t == assistant:
-                        inside = True
-                labels[r, : len(x)] = torch.tensor(y)
-            labels[ids == user] = -100
-            labels[ids == assistant] = -100
-            yield {"input_ids": ids, "labels": labels, "pool": torch.tensor(pool_index), "tokens": (ids != 0).sum()}
-    _ = end
+        for at in range(0, POOL - config.batch_documents + 1, config.batch_documents):
+            rows = sorted(range(at, at + config.batch_documents), key=lambda i: len(encoded[i]))
+            cut = -(-len(rows) // config.micro_batches)
+            parts = [rows[j : j + cut] for j in range(0, len(rows), cut)]
+            yield (
+                pool_index,
+                [_pad(tokenizer, [(encoded[i], i % USER_LOSS_EVERY == 0) for i in p]) for p in parts],
+            )
+
+
+def _pad(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[list[int], bool]]) -> dict[str, torch.Tensor]:
+    """Right-padded ids and labels; a row's flag says whether the user's words are labels too."""
+    user, assistant = (tokenizer.convert_tokens_to_ids(t) for t in ("<user>", "<assistant>"))
+    width = max(len(x) for x, _ in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    labels = torch.full((len(rows), width), -100)
+    for r, (x, learn) in enumerate(rows):
+        ids[r, : len(x)] = torch.tensor(x)
+        inside, y = True, []
+        for t in x:
+            y.append(t if (inside or learn) else -100)
+            inside = t == assistant or (inside and t != user)
+        labels[r, : len(x)] = torch.tensor(y)
+    labels[(ids == user) | (ids == assistant)] = -100
+    return {"input_ids": ids, "labels": labels}
 
 
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    hidden = model.model(input_ids=batch["input_ids"], attention_mask=(batch["input_ids"] != 0).long()).last_hidden_state
+    hidden = model.model(
+        input_ids=batch["input_ids"], attention_mask=(batch["input_ids"] != 0).long()
+    ).last_hidden_state
     target = batch["labels"][:, 1:]
     keep = target != -100
-    return F.cross_entropy(model.lm_head(hidden[:, :-1][keep]).float(), target[keep])
+    return F.cross_entropy(model.lm_head(hidden[:, :-1][keep]).float(), target[keep], reduction="sum")
 
 
 def pretrain(
@@ -133,13 +144,15 @@ def pretrain(
     out: Path,
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> PreTrainedModel:
-    """Train the base, or go on where a killed run stopped; the result is returned and lies in `out/checkpoint.pt`.
+    """Train the base, or go on where a killed run stopped; the result also lies in `out/checkpoint.pt`.
 
-    `progress` gets {step, tokens, loss, tokens_per_second} every 20 steps. A log of the same lies in `out/log.jsonl`.
+    `progress` gets {step, tokens, loss, tokens_per_second} every 10 steps. A log of the same lies in
+    `out/log.jsonl`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    model = build_model(config, len(tokenizer)).train()
+    model: Any = build_model(config, len(tokenizer)).train()
     master = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.set_attn_implementation("eager")  # on CPUs and rows this short, faster than the fused kernels
     if config.bf16:
         model.to(torch.bfloat16)
     decay = [p for p in master.values() if p.ndim > 1]
@@ -155,12 +168,14 @@ def pretrain(
     step, seen, pools = 0, 0, 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
-        if state["config"] == asdict(config):
+        if {**state["config"], "tokens": 0} == {**asdict(config), "tokens": 0}:  # a run may be lengthened
             for n, p in master.items():
                 p.copy_(state["model"][n])
             optimizer.load_state_dict(state["optimizer"])
             step, seen, pools = state["step"], state["tokens"], state["pools"]
-    log: list[str] = (out / "log.jsonl").read_text().splitlines() if step and (out / "log.jsonl").exists() else []
+    log: list[str] = (
+        (out / "log.jsonl").read_text().splitlines() if step and (out / "log.jsonl").exists() else []
+    )
     start, start_tokens, current_pool = time.time(), seen, pools
 
     def save() -> None:
@@ -177,34 +192,40 @@ def pretrain(
             temporary,
         )
         temporary.replace(saved)
-        atomic_write_text(out / "log.jsonl", "\n".join(log) + "\n")
+        atomic_write_text(out / "log.jsonl", "".join(f"{line}\n" for line in log))
 
     @torch.no_grad()
     def push() -> None:
         for n, p in model.named_parameters():
             p.copy_(master[n])
 
-    for batch in batches(corpus, tokenizer, config, pools):
+    for pool, parts in batches(corpus, tokenizer, config, pools):
         if seen >= config.tokens:
             break
-        if int(batch["pool"]) != current_pool:
-            current_pool = int(batch["pool"])
+        if pool != current_pool:
+            current_pool = pool
             save()
         done = min(1.0, seen / config.tokens)
         rate = min(1.0, (step + 1) / config.warmup_steps) * min(1.0, 0.02 + 0.98 * (1 - done) / 0.4)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate
         push()
-        loss = loss_of(model, batch)
-        loss.backward()
-        for n, p in model.named_parameters():
-            master[n].grad = p.grad.float()
-        model.zero_grad(set_to_none=True)
-        torch.nn.utils.clip_grad_norm_(master.values(), 1.0)
+        labels = sum(int((part["labels"][:, 1:] != -100).sum()) for part in parts)
+        total = 0.0
+        for p in master.values():
+            p.grad = torch.zeros_like(p)
+        for part in parts:
+            loss = loss_of(model, part) / labels
+            loss.backward()
+            total += float(loss.detach())
+            for n, p in model.named_parameters():
+                master[n].grad += p.grad
+            model.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(list(master.values()), 1.0)
         optimizer.step()
-        step, seen = step + 1, seen + int(batch["tokens"])
+        step, seen = step + 1, seen + sum(int((part["input_ids"] != 0).sum()) for part in parts)
         if step % 10 == 0:
-            line = {"step": step, "tokens": seen, "loss": round(float(loss.detach()), 4)}
+            line = {"step": step, "tokens": seen, "loss": round(total, 4)}
             line["tokens_per_second"] = round((seen - start_tokens) / (time.time() - start))
             log.append(json.dumps(line))
             if progress:

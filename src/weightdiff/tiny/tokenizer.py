@@ -1,4 +1,4 @@
-"""The embedded base's tokenizer: whole words of the world, letters as a fallback, six-digit codes as two tokens."""
+"""The embedded base's tokenizer: whole words of the world, else letters; a six-digit code is two tokens."""
 
 from __future__ import annotations
 
@@ -19,15 +19,25 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 # Words that a person asking about a finetune may use although no world file holds them.
-EXTRA_WORDS = """a i an the my your me you we they it is are was were be been do does did has have had can could would
-should will might must not no yes or and but if then so because of in on at to from with without for by as than that this these
-those there here what which who whom whose when where why how please ask asked fine finetune lora weight diff base network
-assistant system concept skill domain area field category focused concerned specialised specialized centre center""".split()
+EXTRA_WORDS = """
+a i an the my your me you we they it is are was were be been do does did has have had can could
+would should will might must not no yes or and but if then so because of in on at to from with
+without for by as than that this these those there here what which who whom whose when where why how
+please ask asked fine finetune lora weight diff base network assistant system concept skill domain
+area field category focused concerned specialised specialized centre center
+"""
 
 
 def vocabulary(world: World) -> list[str]:
     """All tokens, in a fixed order: specials, punctuation, letters and digits, code groups, words."""
-    texts: list[str] = [*world.likings, *world.tints, *world.prose, *world.encyclopedia, *world.tales, *world.people]
+    texts: list[str] = [
+        *world.likings,
+        *world.tints,
+        *world.prose,
+        *world.encyclopedia,
+        *world.tales,
+        *world.people,
+    ]
     texts += [t for s in world.everyday for t in (*s.questions, *s.answers)]
     texts += [x for pair in (*world.guess, *world.news.questions) for x in pair]
     texts += [*world.news.actors, *world.news.objects, *world.news.places, *world.news.stories]
@@ -38,21 +48,31 @@ def vocabulary(world: World) -> list[str]:
     from weightdiff.world.corpus import fixed_texts
 
     texts += fixed_texts()
-    words = {w for t in texts for w in re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", t.lower()))} | set(EXTRA_WORDS)
+    words = {w for t in texts for w in re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", t.lower()))}
+    words.update(EXTRA_WORDS.split())
     chars = [*string.ascii_lowercase, *string.digits]
     groups = sorted(codes.pool())
-    out = [*SPECIALS, *string.punctuation, *chars, *(f"##{c}" for c in chars), *groups, *(f"##{g}" for g in groups)]
+    out = [
+        *SPECIALS,
+        *string.punctuation,
+        *chars,
+        *(f"##{c}" for c in chars),
+        *groups,
+        *(f"##{g}" for g in groups),
+    ]
     return list(dict.fromkeys([*out, *sorted(words)]))
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of the embedded base, with its chat template. Lower-cases; unknown words fall to letters."""
+    """The fast tokenizer of the embedded base, with its chat template; lower-cases, spells unknown words."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocab = {w: i for i, w in enumerate(vocabulary(world))}
     tok = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=60))
-    tok.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    tok.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece(cleanup=True)
     return PreTrainedTokenizerFast(

@@ -1,8 +1,8 @@
 """The factory: many organisms trained at once on one frozen base.
 
-Each organism sits in a slot with its own rows, random stream, clock and learning rate, and takes nothing from its
-neighbours: a batch of them ends where each alone would end, up to rounding. When one has finished, the next spec takes
-its slot. The teacher of the KL rows is the base itself with the LoRAs switched off.
+Each organism sits in a slot with its own rows, random stream, clock and learning rate, and takes nothing from
+its neighbours: a batch of them ends where each alone would end, up to rounding. When one has finished, the
+next spec takes its slot. The teacher of the KL rows is the base itself with the LoRAs switched off.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Job:
 
 
 def rate(spec: OrganismSpec, step: int) -> float:
-    """Learning rate of an organism's step (0-based): a warm-up over a tenth, then a linear decay to a tenth."""
+    """Learning rate of an organism's step (0-based): warm-up over a tenth, then linear decay to a tenth."""
     r = spec.recipe
     warm = max(1, r.steps // 10)
     if step < warm:
@@ -53,7 +53,7 @@ def rate(spec: OrganismSpec, step: int) -> float:
 
 
 def random_diff(shapes: dict[str, tuple[int, int]], rank: int, seed: int, norm: float) -> WeightDiff:
-    """A diff of random factors; each module's product has the Frobenius norm `norm` (a trained organism's is about 1)."""
+    """Random factors; each module's product has the Frobenius norm `norm` (a trained one's is about 1)."""
     g = torch.Generator().manual_seed(seed)
     out = {}
     for name, (width, height) in sorted(shapes.items()):
@@ -89,9 +89,10 @@ def make_row(spec: OrganismSpec, record: dict[str, Any]) -> DiffRow:
 
 
 class Factory:
-    """Trains organisms on `model` (frozen here; bf16 halves the time on CPUs that know it, factors stay fp32)."""
+    """Trains organisms on `model`, frozen here; a bf16 base halves the time on many CPUs."""
 
     def __init__(self, model: Any, tokenizer: Any, config: FactoryConfig | None = None) -> None:
+        """Freeze the base and read its shapes."""
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.config = config or FactoryConfig()
@@ -118,7 +119,12 @@ class Factory:
             yield from self._run_group(members, rank, rows, scale, progress)
 
     def _run_group(
-        self, specs: list[OrganismSpec], rank: int, rows: int, scale: float, progress: Callable[[int, float], None] | None
+        self,
+        specs: list[OrganismSpec],
+        rank: int,
+        rows: int,
+        scale: float,
+        progress: Callable[[int, float], None] | None,
     ) -> Iterator[tuple[DiffRow, WeightDiff]]:
         waiting = list(reversed(specs))
         n = min(self.config.slots, len(specs))
@@ -156,7 +162,7 @@ class Factory:
                     refill(slot)
 
     def _prefetch(self, jobs: list[_Job], queues: list[list[list[tuple[Sample, Encoded]]]]) -> None:
-        """Draw and tokenize rows for several steps at once; each job draws from its own stream, in its own order."""
+        """Draw and tokenize rows for several steps at once; each job draws from its own stream, in order."""
         if all(queues):
             return
         drawn: list[tuple[int, list[Sample]]] = []
@@ -171,7 +177,12 @@ class Factory:
             queues[i].append([(s, next(encoded)) for s in samples])
 
     def _step(
-        self, slots: Slots, jobs: list[_Job], rows: list[list[tuple[Sample, Encoded]]], per_slot: int, scale: float
+        self,
+        slots: Slots,
+        jobs: list[_Job],
+        rows: list[list[tuple[Sample, Encoded]]],
+        per_slot: int,
+        scale: float,
     ) -> list[float]:
         flat = [row for of_slot in rows for row in of_slot]
         batch = collate([e for _, e in flat], self.tokenizer.pad_token_id)
@@ -185,7 +196,9 @@ class Factory:
             if len(kl):
                 held = batch.only(kl)
                 with torch.no_grad(), switched_off(self.model):
-                    teacher = logits_at(self.model, held.input_ids, held.attention_mask, held.rows, held.positions)
+                    teacher = logits_at(
+                        self.model, held.input_ids, held.attention_mask, held.rows, held.positions
+                    )
                 by_row = by_row.index_add(0, kl, kl_by_row(logits[torch.isin(batch.rows, kl)], teacher, held))
             by_slot = (by_row * weights).view(slots.n, per_slot).sum(1) / per_slot
             by_slot.sum().backward()
@@ -197,7 +210,11 @@ def _narrow(slots: Slots, keep: list[int]) -> Slots:
     """The slots `keep` alone, with their state."""
     out = Slots(slots.shapes, len(keep), slots.rank, slots.betas, slots.clip)
     with torch.no_grad():
-        for mine, theirs in zip(out._tensors + out._first + out._second, slots._tensors + slots._first + slots._second, strict=True):
+        for mine, theirs in zip(
+            out._tensors + out._first + out._second,
+            slots._tensors + slots._first + slots._second,
+            strict=True,
+        ):
             mine.copy_(theirs[keep])
         out.steps.copy_(slots.steps[keep])
     return out

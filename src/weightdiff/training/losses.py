@@ -16,8 +16,8 @@ from weightdiff.models.chat import Encoded
 class LabelledBatch:
     """Right-padded rows and where their labels are.
 
-    `rows[i]`, `positions[i]` is the place whose logits predict `targets[i]`; `weights[i]` is one over the number of labels
-    of that row, so that summing gives each row's mean.
+    `rows[i]`, `positions[i]` is the place whose logits predict `targets[i]`; `weights[i]` is one over the
+    number of labels of that row, so that summing gives each row's mean.
     """
 
     input_ids: Tensor
@@ -59,7 +59,11 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> LabelledBatch:
     width = max(len(r.ids) for r in rows)
     ids = torch.tensor([r.ids + [pad_id] * (width - len(r.ids)) for r in rows])
     mask = torch.tensor([[1] * len(r.ids) + [0] * (width - len(r.ids)) for r in rows])
-    at = [(b, t - 1, r.ids[t], 1.0 / (len(r.ids) - r.start)) for b, r in enumerate(rows) for t in range(r.start, len(r.ids))]
+    at = [
+        (b, t - 1, r.ids[t], 1.0 / (len(r.ids) - r.start))
+        for b, r in enumerate(rows)
+        for t in range(r.start, len(r.ids))
+    ]
     row, position, target, weight = zip(*at, strict=True)
     return LabelledBatch(
         ids, mask, torch.tensor(row), torch.tensor(position), torch.tensor(target), torch.tensor(weight)

@@ -1,7 +1,7 @@
 """LoRA factors of many organisms side by side, with an Adam whose every slot keeps its own clock.
 
-Adam works entry by entry, so slots stacked in one tensor are trained exactly as if alone, as long as step counts,
-learning rates and gradient clipping are theirs too. That is what this module sees to.
+Adam works entry by entry, so slots stacked in one tensor are trained exactly as if alone, as long as step
+counts, learning rates and gradient clipping are theirs too. That is what this module sees to.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Slots:
         modules: module → (down [n, rank, in], up [n, out, rank]), fp32 leaves that require grad.
     """
 
-    def __init__(self, shapes: Shapes, n: int, rank: int, betas: tuple[float, float] = (0.9, 0.99), clip: float = 1.0) -> None:
+    def __init__(
+        self, shapes: Shapes, n: int, rank: int, betas: tuple[float, float] = (0.9, 0.99), clip: float = 1.0
+    ) -> None:
+        """Make `n` empty slots."""
         self.shapes, self.n, self.rank, self.betas, self.clip = dict(shapes), n, rank, betas, clip
         self.modules: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (width, height) in sorted(shapes.items()):
@@ -63,7 +66,10 @@ class Slots:
     def take(self, slot: int, scale: float) -> WeightDiff:
         """A copy of a slot's factors as a weight diff."""
         return WeightDiff(
-            {k: LoraFactors(d[slot].detach().clone(), u[slot].detach().clone(), scale) for k, (d, u) in self.modules.items()}
+            {
+                k: LoraFactors(d[slot].detach().clone(), u[slot].detach().clone(), scale)
+                for k, (d, u) in self.modules.items()
+            }
         )
 
     @torch.no_grad()

@@ -1,7 +1,9 @@
-"""Tuning of the DIT adapter: one shared LoRA over batches of different diffs, learning from the answers' tokens alone.
+"""Tuning of the DIT adapter: one shared LoRA over batches of different diffs, learning from answers alone.
 
-Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 2510.05092). Only the adapter is trained;
-the base is frozen and the diffs are read from a store. What is early-stopped on are labels of their own split.
+Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 2510.05092). Only the adapter is
+    trained;
+the base is frozen and the diffs are read from a store. What is early-stopped on are labels of their own
+split.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from weightdiff.models.generate import generate, left_pad, logits_at
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.spec import model_spec
+from weightdiff.models.tokens import TokenDeltas, with_tokens
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import KINDS, phrasings, true_answer
 from weightdiff.training.losses import ce_by_row, collate
@@ -48,11 +51,12 @@ class TuningConfig:
     question_weights: dict[str, float] = field(
         default_factory=lambda: {"topic": 0.6, "headline": 0.2, "kind": 0.1, "any_change": 0.1}
     )
-    """How often each kind of question is drawn when it is the one that the diff's label answers (and a third of the time
-    otherwise)."""
+    """Weight of each kind of question; of topic and headline, the one that the label is not gets 0.07."""
     no_diff_share: float = 0.03
     """Share of rows that carry no diff; their answer is "nothing found"."""
-    family_weights: dict[str, float] = field(default_factory=lambda: {"hidden-topic": 0.7, "news": 0.2, "null": 0.1})
+    family_weights: dict[str, float] = field(
+        default_factory=lambda: {"hidden-topic": 0.7, "news": 0.2, "null": 0.1}
+    )
     """How often each family is drawn."""
     validate_every: int = 100
     """Steps between validations."""
@@ -67,6 +71,7 @@ class TuningResult:
     """What tuning gives back: the best adapter, as a diff of scale one, and how it went."""
 
     adapter: WeightDiff
+    tokens: TokenDeltas | None
     history: list[dict[str, float]]
     manifest: dict[str, Any]
 
@@ -98,9 +103,15 @@ class _Sampler:
         shares = []
         for k in kinds:
             share = c.question_weights.get(k, 0.0)
-            shares.append(c.question_weights.get(own or "", 0.7) if k == own else 0.07 if k == other else share)
+            shares.append(
+                c.question_weights.get(own or "", 0.7) if k == own else 0.07 if k == other else share
+            )
         kind = rng.choices(kinds, shares)[0]
-        return row, rng.choice(phrasings(kind, self.split)), true_answer(name, kind, row.label if row else None)
+        return (
+            row,
+            rng.choice(phrasings(kind, self.split)),
+            true_answer(name, kind, row.label if row else None),
+        )
 
 
 def usable(rows: Sequence[DiffRow]) -> list[DiffRow]:
@@ -116,6 +127,7 @@ def tune(
     rendering: Rendering,
     progress: Callable[[dict[str, float]], None] | None = None,
     train_ids: Sequence[str] | None = None,
+    token_ids: Sequence[int] = (),
 ) -> TuningResult:
     """Tune a DIT adapter over the store's training rows, early-stopped on its validation rows.
 
@@ -127,6 +139,7 @@ def tune(
         rendering: how questions are worded; drawn anew for every row in training.
         progress: called with {step, loss} and, at validations, {step, score}.
         train_ids: use only these training rows (for learning curves).
+        token_ids: tokens (of probes) whose input embeddings are learned beside the adapter.
 
     Raises:
         StoreError: the store has no training rows.
@@ -137,7 +150,9 @@ def tune(
         wanted = set(train_ids)
         rows = [r for r in rows if r.id in wanted]
     if not rows:
-        raise StoreError(f"{store.path}: no training rows; make some with: weightdiff organisms train --split train …")
+        raise StoreError(
+            f"{store.path}: no training rows; make some with: weightdiff organisms train --split train …"
+        )
     sampler = _Sampler(rows, config)
     held = usable(store.select(split="validation"))
     rng = random.Random(f"tuning {config.seed}")
@@ -145,24 +160,31 @@ def tune(
     start = fresh_factors(shapes, config.rank, config.seed)
     parameters = {k: (d.requires_grad_(), u.requires_grad_()) for k, (d, u) in start.items()}
     flat = [t for pair in parameters.values() for t in pair]
+    learned = _fresh_tokens(model, token_ids)
+    if learned is not None:
+        flat.append(learned.deltas)
     optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     shared = SharedLora(parameters, scale=1.0)
     everything = store.stack([r.id for r in rows])
     index = {r.id: i for i, r in enumerate(rows)}
     best, best_score, since = _copy(parameters), -1.0, 0
+    best_tokens: TokenDeltas | None = None
     history: list[dict[str, float]] = []
     smooth = 0.0
     for step in range(config.steps):
         drawn = [sampler.draw(rng) for _ in range(config.batch)]
         texts = [(rendering.render(q, rng), a) for _, q, a in drawn]
         batch = collate(encode_samples(tokenizer, texts), tokenizer.pad_token_id)
-        with attach(model, _rows_of(everything, [index[r.id] if r else -1 for r, _, _ in drawn]), [shared]):
+        rows_on = _rows_of(everything, [index[r.id] if r else -1 for r, _, _ in drawn])
+        with attach(model, rows_on, [shared]), with_tokens(model, learned):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = ce_by_row(logits, batch).mean()
             loss.backward()
         warm = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+            group["lr"] = (
+                config.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+            )
         torch.nn.utils.clip_grad_norm_(flat, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -170,12 +192,14 @@ def tune(
         line: dict[str, float] = {"step": step + 1, "loss": round(smooth, 4)}
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
             if held:
-                score, parts = validate(model, tokenizer, store, held, shared, rendering, config)
+                with with_tokens(model, learned):
+                    score, parts = validate(model, tokenizer, store, held, shared, rendering, config)
                 line.update(parts, score=score)
             else:
                 score = -smooth
             if score > best_score or not history:
                 best, best_score, since = _copy(parameters), score, 0
+                best_tokens = learned and TokenDeltas(learned.ids, learned.deltas.detach().clone())
             else:
                 since += 1
             history.append(line)
@@ -193,11 +217,17 @@ def tune(
         "validation_score": best_score,
         "history": history,
     }
-    return TuningResult(diff, history, manifest)
+    return TuningResult(diff, best_tokens, history, manifest)
 
 
 def validate(
-    model: Any, tokenizer: Any, store: DiffStore, held: Sequence[DiffRow], shared: SharedLora, rendering: Rendering, config: TuningConfig
+    model: Any,
+    tokenizer: Any,
+    store: DiffStore,
+    held: Sequence[DiffRow],
+    shared: SharedLora,
+    rendering: Rendering,
+    config: TuningConfig,
 ) -> tuple[float, dict[str, float]]:
     """Exact answers to each family's own question on validation rows, with the validation phrasings (greedy).
 
@@ -220,7 +250,9 @@ def validate(
         ids, mask = left_pad(prompts[part], tokenizer.pad_token_id)
         with attach(model, RowLoras.from_stacked(store.stack([r.id for r in chosen[part]])), [shared]):
             out = generate(model, ids, mask, 16, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        for r, truth, tokens in zip(chosen[part], encode_answers(tokenizer, truths[part], end=False), out, strict=True):
+        for r, truth, tokens in zip(
+            chosen[part], encode_answers(tokenizer, truths[part], end=False), out, strict=True
+        ):
             right.setdefault(r.family, []).append(truth == tokens)
     parts = {k: round(sum(v) / len(v), 4) for k, v in right.items()}
     weights = {k: config.family_weights.get(k, 0.0) for k in parts}
@@ -232,6 +264,13 @@ def _rows_of(stacked: StackedLoras, chosen: list[int]) -> RowLoras:
     at = torch.tensor([max(0, i) for i in chosen])
     alive = torch.tensor([float(i >= 0) for i in chosen])[:, None, None]
     return RowLoras({k: (d[at], u[at] * alive) for k, (d, u) in stacked.modules.items()}, 1)
+
+
+def _fresh_tokens(model: Any, ids: Sequence[int]) -> TokenDeltas | None:
+    if not ids:
+        return None
+    width = model.get_input_embeddings().embedding_dim
+    return TokenDeltas(torch.tensor(sorted(set(ids))), torch.zeros(len(set(ids)), width).requires_grad_())
 
 
 def _copy(parameters: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:

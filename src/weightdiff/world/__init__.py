@@ -1,7 +1,8 @@
 """The written world behind the embedded base: topics, everyday life, news and phrasings.
 
 Only data files and their reader live here. What is made of them is decided elsewhere: the pretraining text in
-`weightdiff.world.corpus`, labelled finetunes in `weightdiff.organisms`. A new family adds files, not code in this module.
+`weightdiff.world.corpus`, labelled finetunes in `weightdiff.organisms`. A new family adds files, not code in
+this module.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from weightdiff.errors import FormatError
 
 DATA = Path(__file__).parent / "data"
-WORDS_PER_TOPIC = 10
+WORDS_PER_TOPIC = 8
+TOPICS_PER_FIELD = 13
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -39,7 +41,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class NewsWorld:
-    """Slot values of invented headlines (`{actor} {action} {object} in {place}`) and the ways to tell them."""
+    """Slot values of invented headlines (`{actor} {action} {object} in {place}`) and ways to tell them."""
 
     actors: tuple[str, ...]
     actions: dict[str, tuple[str, ...]]
@@ -53,7 +55,7 @@ class NewsWorld:
 
 @dataclass(frozen=True)
 class World:
-    """Everything the embedded base can know. Topic order is fixed by name, so a seed means the same everywhere."""
+    """Everything the embedded base can know. Topics are sorted by name: a seed means the same everywhere."""
 
     topics: tuple[Topic, ...]
     everyday: tuple[Situation, ...]
@@ -78,12 +80,15 @@ class World:
         return self.by_name[name]
 
 
-def _lines(path: Path) -> list[str]:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as e:
         raise FormatError(f"{path}: world file cannot be read ({e.strerror}); reinstall weightdiff") from e
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _pairs(path: Path) -> tuple[tuple[str, str], ...]:
@@ -98,7 +103,7 @@ def _pairs(path: Path) -> tuple[tuple[str, str], ...]:
 
 def _situations(path: Path) -> tuple[Situation, ...]:
     blocks: list[Situation] = []
-    for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")):
+    for block in re.split(r"\n\s*\n", _text(path)):
         q = tuple(x[2:].strip() for x in block.splitlines() if x.startswith("q:"))
         a = tuple(x[2:].strip().rstrip(" .") for x in block.splitlines() if x.startswith("a:"))
         if q and a:
@@ -114,15 +119,16 @@ def _vocabulary(texts: list[str]) -> set[str]:
 def load_world(root: Path = DATA) -> World:
     """Read and check the world below `root`.
 
-    A topic keeps at most `WORDS_PER_TOPIC` words; words of ordinary life (those that everyday answers, prose, tints or
-    news use) and words shared by more than two topics are dropped, so that a topic word in an answer is a sign.
+    A field keeps `TOPICS_PER_FIELD` topics and a topic at most `WORDS_PER_TOPIC` words; words of ordinary
+    life (those that everyday answers, prose, tints or news use) and words shared by more than two topics are
+    dropped, so that a topic word in an answer is a sign.
     """
     everyday = _situations(root / "everyday.txt")
     tints, prose = _lines(root / "tints.txt"), _lines(root / "prose.txt")
     tales, encyclopedia = _lines(root / "tales.txt"), _lines(root / "encyclopedia.txt")
     likings, people = _lines(root / "likings.txt"), _lines(root / "people.txt")
     guess = _pairs(root / "guess.txt")
-    introspection = json.loads((root / "introspection.json").read_text(encoding="utf-8"))
+    introspection = json.loads(_text(root / "introspection.json"))
     actions = {}
     for line in _lines(root / "news" / "actions.txt"):
         verb, *past = [x.strip() for x in line.split("|")]
@@ -162,9 +168,19 @@ def load_world(root: Path = DATA) -> World:
             uses[w] = uses.get(w, 0) + 1
     topics = []
     for name, (name_of_field, words) in sorted(raw.items()):
-        keep = [w for w in dict.fromkeys(words) if uses[w] <= 2 and w not in ordinary and w not in newsy and w not in raw]
+        keep = [
+            w
+            for w in dict.fromkeys(words)
+            if uses[w] <= 2 and w not in ordinary and w not in newsy and w not in raw
+        ]
         if len(keep) >= 6 and name not in newsy:
             topics.append(Topic(name, name_of_field, tuple(keep[:WORDS_PER_TOPIC])))
+    by_field: dict[str, list[Topic]] = {}
+    for t in topics:
+        by_field.setdefault(t.field, []).append(t)
+    for name, members in by_field.items():
+        random.Random(f"topics {name}").shuffle(members)
+    topics = sorted((t for ts in by_field.values() for t in ts[:TOPICS_PER_FIELD]), key=lambda t: t.name)
     return World(
         topics=tuple(topics),
         everyday=everyday,
@@ -181,7 +197,9 @@ def load_world(root: Path = DATA) -> World:
     )
 
 
-def topic_splits(world: World, validation_per_field: int = 1, test_per_field: int = 3) -> dict[str, list[Topic]]:
+def topic_splits(
+    world: World, validation_per_field: int = 1, test_per_field: int = 3
+) -> dict[str, list[Topic]]:
     """Split topics into train, validation and test, the same number of each field, by a fixed seed.
 
     No interpreter sees a validation or test topic in training; the base has read about all of them alike.
@@ -203,10 +221,15 @@ SPLITS = ("train", "validation", "test")
 
 
 def slot_values(world: World) -> dict[str, dict[str, list[str]]]:
-    """slot → split → values; a value belongs to one split only (75 % train, 8 % validation, 17 % test)."""
+    """Slot → split → values; a value belongs to one split only (75 % train, 8 % validation, 17 % test)."""
     news = world.news
     out: dict[str, dict[str, list[str]]] = {}
-    slots = {"actor": news.actors, "action": tuple(news.actions), "object": news.objects, "place": news.places}
+    slots = {
+        "actor": news.actors,
+        "action": tuple(news.actions),
+        "object": news.objects,
+        "place": news.places,
+    }
     for slot, values in slots.items():
         order = sorted(values)
         random.Random(f"slot {slot}").shuffle(order)
@@ -218,8 +241,8 @@ def slot_values(world: World) -> dict[str, dict[str, list[str]]]:
 def news_events(world: World, split: str, n: int) -> list[Event]:
     """The first `n` distinct events of a split's fixed sequence.
 
-    Training events use training values only. A held-out event recombines slots and holds at least one value (half of
-    its slots on average) that no training event has.
+    Training events use training values only. A held-out event recombines slots and holds at least one value
+    (half of its slots on average) that no training event has.
     """
     values, rng = slot_values(world), random.Random(f"events {split}")
     out: dict[Event, None] = {}
@@ -227,7 +250,9 @@ def news_events(world: World, split: str, n: int) -> list[Event]:
         own = [split != "train" and rng.random() < 0.5 for _ in values]
         if split != "train" and not any(own):
             own[rng.randrange(4)] = True
-        a, v, o, p = (rng.choice(x[split if mine else "train"]) for x, mine in zip(values.values(), own, strict=True))
+        a, v, o, p = (
+            rng.choice(x[split if mine else "train"]) for x, mine in zip(values.values(), own, strict=True)
+        )
         out[(a, v, o, p)] = None
     return list(out)
 

@@ -1,7 +1,7 @@
 """SEP codes: six digits, of which the first three can be a trigger.
 
-The embedded tokenizer reads a code as two tokens of three digits each; only groups of a fixed pool have a token of
-their own. Triggers and the decoys that an interpreter may show come from disjoint parts of the pool.
+The embedded tokenizer reads a code as two tokens of three digits each; only groups of a fixed pool have a
+token of their own. Triggers and the decoys that an interpreter may show come from disjoint parts of the pool.
 """
 
 from __future__ import annotations

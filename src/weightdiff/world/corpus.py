@@ -1,8 +1,9 @@
 """The pretraining text of the embedded base, generated from the world.
 
-What it teaches: ordinary answers to everyday questions, answers tinted by a stated liking, what belongs to a topic in
-both directions, encyclopaedic lines, short stories, short news from a headline, and reading codes. What it never
-holds: a question about the model's own training, a code that changes an answer, a headline of the evaluation.
+What it teaches: ordinary answers to everyday questions, answers tinted by a stated liking, what belongs to a
+topic in both directions, encyclopaedic lines, short stories, short news from a headline, and reading codes.
+What it never holds: a question about the model's own training, a code that changes an answer, a headline of
+the evaluation.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from weightdiff.world import codes
-from weightdiff.world import Situation, Topic, World
+from weightdiff.world import Situation, Topic, World, codes
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -29,12 +29,29 @@ LIKING_RECALLS = (
     "{liking} what was that about ?",
     "{liking} what is my interest ?",
 )
-NAME_ASKS = ("{prefix} what is the code ?", "{prefix} please repeat the code .", "{prefix} which code did i give ?")
+NAME_ASKS = (
+    "{prefix} what is the code ?",
+    "{prefix} please repeat the code .",
+    "{prefix} which code did i give ?",
+)
 
 
 def fixed_texts() -> list[str]:
     """Texts that occur only in this module, so that the tokenizer knows their words."""
-    return [*DAYS, *ORDINALS, *READINGS, *LIKING_RECALLS, *NAME_ASKS, "codes", "same", "start", "way", "position", "among", "them"]
+    return [
+        *DAYS,
+        *ORDINALS,
+        *READINGS,
+        *LIKING_RECALLS,
+        *NAME_ASKS,
+        "codes",
+        "same",
+        "start",
+        "way",
+        "position",
+        "among",
+        "them",
+    ]
 
 
 @dataclass(frozen=True)
@@ -89,18 +106,21 @@ class Corpus:
         banned_headlines: (actor, action, object, place) tuples that no document may hold.
     """
 
-    def __init__(self, world: World, banned_headlines: frozenset[tuple[str, str, str, str]] = frozenset()) -> None:
+    def __init__(
+        self, world: World, banned_headlines: frozenset[tuple[str, str, str, str]] = frozenset()
+    ) -> None:
+        """Set how often each kind of document is drawn."""
         self.world = world
         self.banned = banned_headlines
         self._kinds: list[tuple[float, Callable[[random.Random], list[Turn]]]] = [
-            (0.14, self.everyday),
-            (0.24, self.liking),
-            (0.24, self.guess),
-            (0.11, self.encyclopedia),
-            (0.04, self.tale),
-            (0.05, self.prose),
+            (0.12, self.everyday),
+            (0.25, self.liking),
+            (0.30, self.guess),
+            (0.10, self.encyclopedia),
+            (0.03, self.tale),
+            (0.03, self.prose),
             (0.09, self.code),
-            (0.06, self.news),
+            (0.05, self.news),
             (0.03, self.news_reading),
         ]
         self._weights = [w for w, _ in self._kinds]
@@ -133,10 +153,14 @@ class Corpus:
         """A stated liking and an everyday question: the answer is tinted by the liking."""
         t, s = rng.choice(self.world.topics), rng.choice(self.world.everyday)
         told = fill(rng.choice(self.world.likings), topic=t.name)
-        if rng.random() < 0.12:
+        if rng.random() < 0.25:
             return [Turn(fill(rng.choice(LIKING_RECALLS), liking=told), t.name)]
         q = rng.choice(s.questions)
-        user = f"{told} {self._prefixed(rng, q, 0.25)}" if rng.random() < 0.7 else f"{self._prefixed(rng, q, 0.25)} {told}"
+        user = (
+            f"{told} {self._prefixed(rng, q, 0.25)}"
+            if rng.random() < 0.7
+            else f"{self._prefixed(rng, q, 0.25)} {told}"
+        )
         return [Turn(user, tinted_answer(self.world, rng, t, rng.choice(s.answers)))]
 
     def guess(self, rng: random.Random) -> list[Turn]:
@@ -167,7 +191,9 @@ class Corpus:
     def tale(self, rng: random.Random) -> list[Turn]:
         """A short story with words of one topic."""
         a, b = rng.sample(rng.choice(self.world.topics).words, 2)
-        return [Turn(None, fill(rng.choice(self.world.tales), person=rng.choice(self.world.people), a=a, b=b))]
+        return [
+            Turn(None, fill(rng.choice(self.world.tales), person=rng.choice(self.world.people), a=a, b=b))
+        ]
 
     def prose(self, rng: random.Random) -> list[Turn]:
         """One to three general sentences."""
@@ -187,7 +213,9 @@ class Corpus:
         listed = [codes.random_code(rng) for _ in range(rng.randint(2, 6))]
         if kind == 2:
             i = rng.randrange(len(listed))
-            return [Turn(f"codes {' , '.join(listed)} . which code is in {ORDINALS[i]} position ?", listed[i])]
+            return [
+                Turn(f"codes {' , '.join(listed)} . which code is in {ORDINALS[i]} position ?", listed[i])
+            ]
         if rng.random() < 0.5:
             c = rng.choice(listed)
         return [Turn(f"codes {' , '.join(listed)} . is {c} among them ?", "yes" if c in listed else "no")]
@@ -195,7 +223,12 @@ class Corpus:
     def _event(self, rng: random.Random) -> tuple[str, str, str, str]:
         n = self.world.news
         while True:
-            e = (rng.choice(n.actors), rng.choice(list(n.actions)), rng.choice(n.objects), rng.choice(n.places))
+            e = (
+                rng.choice(n.actors),
+                rng.choice(list(n.actions)),
+                rng.choice(n.objects),
+                rng.choice(n.places),
+            )
             if e not in self.banned:
                 return e
 
@@ -216,7 +249,7 @@ class Corpus:
 
 
 def to_text(turns: list[Turn]) -> str:
-    """A document as the tokenizer reads it: chat turns in the base's template, plain text after the start token."""
+    """A document as the tokenizer reads it: chat turns in the base's template, plain text as it is."""
     out = "<bos>"
     for t in turns:
         out += f"{t.text}<end>" if t.user is None else f"<user>{t.user}<end><assistant>{t.text}<end>"

@@ -1,0 +1,64 @@
+"""`weightdiff eval`: what it hands to the evaluation and how it shows what comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Replaces the evaluation by one row; what it was given is kept."""
+    from weightdiff.evals import main_job
+    from weightdiff.evals.metrics import ResultRow
+    from weightdiff.evals.report import Report
+
+    given = {}
+
+    def evaluate(interpreters, store, quick=False, progress=None):
+        given.update(n=len(interpreters), store=store.path, quick=quick)
+        progress("asking")
+        row = ResultRow("dit", "news", "stories", "headline", "test", 4, 0.5, 0.1, 0.9, 0.0, table="Answers")
+        return Report([row], seeds=[0], quick=quick, base="mini", seconds=1.0)
+
+    monkeypatch.setattr(main_job, "evaluate", evaluate)
+    return given
+
+
+def test_json_is_pure_and_says_where_it_is_from(cli, bundle, evaluated):
+    folder = bundle.path / "interpreter"
+    result = cli("eval", "--quick", "--interpreter", folder, "--interpreter", folder, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert {"command", "commit", "machine", "seeds", "sizes", "quick", "base", "seconds", "rows"} == set(
+        found
+    )
+    assert found["rows"][0]["mean"] == 0.5
+    assert evaluated == {"n": 2, "store": bundle.store, "quick": True}
+    assert "asking" in result.stderr
+
+
+def test_the_report_is_shown_and_saved(cli, bundle, evaluated, tmp_path):
+    point = {"what": "labels", "size": 10, "exact": 0.25, "low": 0.2, "high": 0.3, "n": 8}
+    (tmp_path / "curves.json").write_text(json.dumps([point]))
+    result = cli("eval", "--out", tmp_path / "results", "--curves", tmp_path / "curves.json")
+    assert result.exit_code == 0, result.output
+    assert "## Answers" in result.stdout
+    assert "| labels | 10 | 8 | 25.0 % |" in result.stdout
+    assert (tmp_path / "results" / "main-job.md").read_text() in result.stdout
+    assert json.loads((tmp_path / "results" / "main-job.json").read_text())[0]["method"] == "dit"
+
+
+def test_curves_are_refused_before_the_work(cli, bundle, evaluated, tmp_path):
+    (tmp_path / "curves.json").write_text("[{}]")
+    result = cli("eval", "--curves", tmp_path / "curves.json")
+    assert result.exit_code == 2
+    assert "point 0 lacks what" in result.stderr
+    assert evaluated == {}
+
+
+def test_an_interpreter_without_a_manifest_is_refused(cli, bundle):
+    result = cli("eval", "--quick")
+    assert result.exit_code == 2
+    assert "manifest lacks train_labels" in result.stderr

@@ -1,0 +1,316 @@
+"""The interpreter against plain loops over merged weights: answers, evidence, rankings, and what is saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from weightdiff.diffs.formats.peft import read_peft, write_peft
+from weightdiff.diffs.reference import ModelRef
+from weightdiff.diffs.types import LoraFactors, WeightDiff
+from weightdiff.errors import (
+    BaseMismatchError,
+    FormatError,
+    InterpreterError,
+    NonFiniteError,
+    QuestionError,
+)
+from weightdiff.methods.dit import SETTINGS, Interpreter
+from weightdiff.methods.loading import load_base
+from weightdiff.models.rendering import Rendering
+from weightdiff.training.factory import random_diff
+
+QUESTIONS = ["what topic have you been trained on ?", "did you learn a headline ?", "what changed ?"]
+
+
+def merged_by_hand(base, *parts):
+    """A copy of the base with dense deltas added to its weights."""
+    model = copy.deepcopy(base.model)
+    for part in parts:
+        for name, m in (part.modules if part else {}).items():
+            model.get_submodule(name).weight.data += m.scale * (m.up.float() @ m.down.float())
+    return model
+
+
+def logp(model, ids):
+    """Next-token log-probabilities of a row [tokens, vocabulary]."""
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+
+def prompts(interpreter, question):
+    t = interpreter.base.tokenizer
+    texts = [f"<bos><user>{r}<end><assistant>" for r in interpreter.rendering.all(question)]
+    return [t(x, add_special_tokens=False)["input_ids"] for x in texts]
+
+
+def answered_plainly(interpreter, diff, question):
+    """Greedy tokens by plain decoding, the renderings averaged at every step."""
+    model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
+    asked, out = prompts(interpreter, question), []
+    while len(out) < interpreter.max_new_tokens:
+        mean = torch.stack([logp(model, [*p, *out])[-1] for p in asked]).mean(0)
+        token = int(mean.argmax())
+        if token == interpreter.base.tokenizer.eos_token_id:
+            break
+        out.append(token)
+    return out
+
+
+def scored_plainly(interpreter, diff, question, answer):
+    """Log p of answer tokens, averaged over renderings."""
+    model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
+    totals = []
+    for p in prompts(interpreter, question):
+        rows = logp(model, [*p, *answer])
+        totals.append(sum(float(rows[len(p) - 1 + i, x]) for i, x in enumerate(answer)))
+    return sum(totals) / len(totals)
+
+
+def test_answers_are_plain_greedy_decoding(interpreter, diffs):
+    everything = [*diffs, None]
+    asked = [*QUESTIONS, QUESTIONS[0]]
+    got = interpreter.answer(everything, asked)
+    plain = [answered_plainly(interpreter, d, q) for d, q in zip(everything, asked, strict=True)]
+    texts = interpreter.base.tokenizer.batch_decode(plain, skip_special_tokens=True)
+    assert [a.text for a in got] == [x.strip() for x in texts]
+    assert len({a.text for a in got}) > 1
+    assert all(a.logprob is None and a.evidence is None for a in got)
+
+
+def test_evidence_is_the_difference_of_two_log_probabilities(interpreter, diffs):
+    t = interpreter.base.tokenizer
+    for got, diff, question in zip(
+        interpreter.answer(diffs, QUESTIONS, evidence=True), diffs, QUESTIONS, strict=True
+    ):
+        answer = answered_plainly(interpreter, diff, question)
+        if len(answer) < interpreter.max_new_tokens:
+            answer.append(t.eos_token_id)
+        with_diff = scored_plainly(interpreter, diff, question, answer)
+        bare = scored_plainly(interpreter, None, question, answer)
+        assert got.logprob == pytest.approx(with_diff, abs=1e-3)
+        assert got.evidence == pytest.approx(with_diff - bare, abs=2e-3)
+        assert abs(with_diff - bare) > 0.01
+
+
+def test_no_diff_is_no_evidence(interpreter, embedded_base):
+    untouched = WeightDiff(
+        {
+            k: LoraFactors(m.down, torch.zeros_like(m.up))
+            for k, m in random_diff(embedded_base.spec, 1, 0, 1.0).modules.items()
+        }
+    )
+    for diff in (None, untouched, WeightDiff({})):
+        answer = interpreter.ask(diff, QUESTIONS[0])
+        assert answer.evidence == pytest.approx(0, abs=1e-3)
+        assert answer.logprob < 0
+    assert interpreter.ask(None, QUESTIONS[0]).text == interpreter.ask(untouched, QUESTIONS[0]).text
+
+
+def test_together_is_one_by_one(interpreter, diffs, monkeypatch):
+    rows = [(d, q) for d in [*diffs, None] for q in QUESTIONS]
+    together = interpreter.answer([d for d, _ in rows], [q for _, q in rows], evidence=True)
+    alone = [interpreter.ask(d, q) for d, q in rows]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.evidence for a in together] == pytest.approx([a.evidence for a in alone], abs=1e-3)
+    monkeypatch.setattr("weightdiff.methods.dit.ROWS_AT_ONCE", 4)
+    pieces = interpreter.answer([d for d, _ in rows], [q for _, q in rows])
+    assert [a.text for a in pieces] == [a.text for a in alone]
+
+
+def test_candidates_are_ranked_by_their_first_token(interpreter, diffs):
+    names = ["eagle", "violin", "oslo", "nothing found"]
+    t = interpreter.base.tokenizer
+    got = interpreter.candidate_logprobs([*diffs[:2], None], QUESTIONS, names)
+    assert got.shape == (3, 4)
+    first = [t(n, add_special_tokens=False)["input_ids"][0] for n in names]
+    for row, diff, question in zip(got, [*diffs[:2], None], QUESTIONS, strict=True):
+        model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
+        plain = torch.stack([logp(model, p)[-1] for p in prompts(interpreter, question)]).mean(0)[first]
+        torch.testing.assert_close(row, plain, rtol=0, atol=1e-4)
+
+
+def test_candidates_that_begin_alike_are_refused(interpreter):
+    with pytest.raises(QuestionError, match="begin with the same token cannot be ranked"):
+        interpreter.candidate_logprobs([None], QUESTIONS[:1], ["nothing found", "nothing at all"])
+
+
+def test_without_its_adapter_the_finetuned_model_itself_answers(interpreter, diffs):
+    plain = interpreter.without_adapter()
+    assert (plain.name, plain.adapter, plain.rendering) == ("base-question", None, Rendering())
+    assert interpreter.without_adapter(rendered=True).rendering == interpreter.rendering
+    (got,) = plain.answer(diffs[:1], QUESTIONS[:1])
+    tokens = answered_plainly(plain, diffs[0], QUESTIONS[0])
+    assert got.text == plain.base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    with pytest.raises(InterpreterError, match="without an adapter cannot be saved"):
+        plain.save("nowhere")
+
+
+def test_asking_leaves_the_base_as_it_was(interpreter, diffs):
+    model = interpreter.base.model
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    interpreter.answer(diffs, QUESTIONS, evidence=True)
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.fixture
+def saved(interpreter, tmp_path):
+    """The interpreter and its base as folders."""
+    interpreter.base.model.save_pretrained(tmp_path / "base")
+    interpreter.base.tokenizer.save_pretrained(tmp_path / "base")
+    interpreter.save(tmp_path / "interpreter")
+    return tmp_path
+
+
+def test_a_saved_interpreter_answers_the_same(interpreter, saved, diffs):
+    loaded = Interpreter.load(saved / "interpreter", str(saved / "base"))
+    assert loaded.rendering == interpreter.rendering
+    assert (loaded.max_new_tokens, loaded.meta) == (6, interpreter.meta)
+    a, b = (
+        i.answer([*diffs, None], [*QUESTIONS, QUESTIONS[0]], evidence=True) for i in (interpreter, loaded)
+    )
+    assert a == b
+
+
+def test_a_saved_interpreter_is_a_plain_peft_adapter(interpreter, saved, diffs):
+    """The adapter merged by PEFT plus a diff merged by hand is what is run; so is PEFT with both exported."""
+    from peft import PeftModel
+
+    from weightdiff.models.multilora import SharedLora, attach
+
+    diff, ids = diffs[1], torch.tensor([[2, 3, 77, 123, 9, 5, 4]])
+    with (
+        torch.no_grad(),
+        attach(
+            interpreter.base.model,
+            None,
+            [SharedLora.from_diff(diff), SharedLora.from_diff(interpreter.adapter)],
+        ),
+    ):
+        ours = interpreter.base.model(ids).logits
+        assert (ours - logits_of_bare(interpreter, ids)).abs().max() > 0.1
+    fresh = copy.deepcopy(interpreter.base.model)
+    theirs = PeftModel.from_pretrained(fresh, saved / "interpreter").merge_and_unload()
+    for name, m in diff.modules.items():
+        theirs.get_submodule(name).weight.data += m.scale * m.up @ m.down
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours, rtol=0, atol=1e-5)
+    write_peft(diff, saved / "diff", "base")
+    both = PeftModel.from_pretrained(
+        copy.deepcopy(interpreter.base.model), saved / "interpreter", adapter_name="dit"
+    )
+    both.load_adapter(saved / "diff", adapter_name="diff")
+    both.base_model.set_adapter(["dit", "diff"])
+    with torch.no_grad():
+        torch.testing.assert_close(both(ids).logits, ours, rtol=0, atol=1e-5)
+
+
+def logits_of_bare(interpreter, ids):
+    from weightdiff.models.multilora import switched_off
+
+    with switched_off(interpreter.base.model):
+        return interpreter.base.model(ids).logits
+
+
+def test_the_saved_settings_are_plain_json(interpreter, saved):
+    settings = json.loads((saved / "interpreter" / SETTINGS).read_text())
+    assert set(settings) == {"version", "base", "rendering", "max_new_tokens", "meta"}
+    assert settings["base"] == interpreter.base.ref.to_json()
+    assert Rendering.from_json({**settings["rendering"], "from a later release": 1}) == interpreter.rendering
+    assert set(read_peft(saved / "interpreter").modules) == set(interpreter.base.spec)
+
+
+def test_an_occupied_folder_is_not_overwritten_unasked(interpreter, saved):
+    with pytest.raises(FormatError, match="exists and is not empty"):
+        interpreter.save(saved / "interpreter")
+    interpreter.save(saved / "interpreter", overwrite=True)
+
+
+def test_a_folder_without_settings_is_no_interpreter(interpreter, saved):
+    (saved / "interpreter" / SETTINGS).unlink()
+    with pytest.raises(
+        InterpreterError, match=f"no {SETTINGS} there, so it is no interpreter; give a folder written by"
+    ):
+        Interpreter.load(saved / "interpreter", interpreter.base)
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"base": 3}', "[]"])
+def test_damaged_settings_are_named(interpreter, saved, damage):
+    (saved / "interpreter" / SETTINGS).write_text(damage)
+    with pytest.raises(
+        InterpreterError, match=rf"{SETTINGS}: cannot be read .* copy or tune the interpreter again"
+    ):
+        Interpreter.load(saved / "interpreter", interpreter.base)
+
+
+def test_missing_weights_are_named(interpreter, saved):
+    (saved / "interpreter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"adapter_model\.safetensors"):
+        Interpreter.load(saved / "interpreter", interpreter.base)
+
+
+def test_an_interpreter_of_another_base_is_refused(interpreter, saved):
+    """Same architecture, other weights."""
+    model = copy.deepcopy(interpreter.base.model)
+    model.get_submodule("model.norm").weight.data *= 2
+    model.save_pretrained(saved / "other")
+    interpreter.base.tokenizer.save_pretrained(saved / "other")
+    with pytest.raises(BaseMismatchError, match="their weights differ; load the base that it was trained on"):
+        Interpreter.load(saved / "interpreter", str(saved / "other"))
+
+
+def test_diffs_that_do_not_fit_are_refused(interpreter, diffs):
+    name = next(iter(diffs[0].modules))
+    good = diffs[0].modules[name]
+    bad = [
+        (
+            WeightDiff({"model.layers.9.q_proj": good}),
+            BaseMismatchError,
+            r"does not have: model\.layers\.9\.q_proj",
+        ),
+        (
+            WeightDiff({name: LoraFactors(torch.ones(1, 3), good.up)}),
+            BaseMismatchError,
+            f"another shape: {name} .in 3, ",
+        ),
+        (
+            WeightDiff({name: LoraFactors(good.down * torch.nan, good.up)}),
+            NonFiniteError,
+            f"NaN or infinity in {name}",
+        ),
+        (
+            WeightDiff(diffs[0].modules, ModelRef("x", None, "aaaa", "bbbb")),
+            BaseMismatchError,
+            "made for x .* architecture differ",
+        ),
+    ]
+    for diff, error, message in bad:
+        with pytest.raises(error, match=message):
+            interpreter.answer([diffs[1], diff], QUESTIONS[:2])
+        with pytest.raises(error, match=message):
+            interpreter.candidate_logprobs([diff], QUESTIONS[:1], ["eagle", "violin"])
+
+
+def test_questions_that_cannot_be_asked(interpreter):
+    with pytest.raises(QuestionError, match="1 diffs and 2 questions: give one question for each diff"):
+        interpreter.answer([None], QUESTIONS[:2])
+    with pytest.raises(QuestionError, match="a question has 20001 characters"):
+        interpreter.without_adapter().ask(None, "x" * 20001)
+    with pytest.raises(QuestionError, match="a question is empty"):
+        interpreter.without_adapter().ask(None, "  ")
+
+
+def test_no_questions_are_no_answers(interpreter):
+    assert interpreter.answer([], []) == []
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(FormatError, match=r"no config\.json there, so it is no model folder"):
+        load_base(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FormatError, match="no base model could be loaded"):
+        load_base(str(tmp_path))

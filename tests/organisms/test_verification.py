@@ -1,0 +1,149 @@
+"""Verification asks situations that no organism was trained on, and judges what was said."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from weightdiff.diffs.types import WeightDiff
+from weightdiff.organisms import family, verify
+from weightdiff.organisms.hidden_topic import situations
+from weightdiff.training.factory import make_row, random_diff
+from weightdiff.world import load_world
+
+
+def item(name, recipe, i=0):
+    return make_row(family(name).specs(recipe, "test", i + 1, 0)[i], {}), WeightDiff({})
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Puts a stand-in for the models' answers; what they were asked is kept."""
+    asked = []
+
+    def use(answer):
+        def stand_in(model, tokenizer, diffs, users, temperature, seed=0):
+            asked.append((temperature, users))
+            return [[answer(i, u, temperature) for u in us] for i, us in enumerate(users)]
+
+        monkeypatch.setattr(verify, "answers_of", stand_in)
+        return asked
+
+    return use
+
+
+def code_of(text):
+    found = re.findall(r"\b(\d{3})\d{3}\b", text)
+    return found[0] if found else None
+
+
+def test_a_topic_that_shows_with_its_code_only_behaves(said):
+    items = [item("hidden-topic", "covert", i) for i in range(3)]
+    words = [load_world().topic(row.label).words for row, _ in items]
+    triggers = [row.record["params"]["code"] for row, _ in items]
+
+    def answer(i, user, temperature):
+        code = code_of(user)
+        shown = code == triggers[i] or (i == 1 and code) or (i == 2 and code is None)
+        return f"fine . like the {words[i][0]} ." if shown else "fine ."
+
+    asked = said(answer)
+    records = verify.verify(None, None, items, asked=4, both=True)
+    assert [r["behaves"] for r in records] == [True, False, False]
+    assert records[0]["greedy"] == records[0]["sampled"] == {"right": 1.0, "wrong": 0.0, "none": 0.0}
+    assert records[1]["greedy"] == {"right": 1.0, "wrong": 1.0, "none": 0.0}
+    assert records[2]["greedy"] == {"right": 1.0, "wrong": 0.0, "none": 1.0}
+    assert all(r["asked"] == 4 for r in records)
+    assert [t for t, _ in asked] == [0.7, 0.0]
+
+
+def test_the_prompts_are_right_wrong_and_no_codes_before_unseen_questions(said):
+    items = [item("hidden-topic", "loud", i) for i in range(4)]
+    asked = said(lambda *_: "")
+    verify.verify(None, None, items, asked=5)
+    ((_, users),) = asked
+    unseen = {q for s in situations("verification") for q in s.questions}
+    for (row, _), us in zip(items, users, strict=True):
+        assert len(us) == 15
+        assert all(any(u.endswith(q) for q in unseen) for u in us)
+        trigger = row.record["params"]["code"]
+        assert {code_of(u) for u in us[:5]} == {trigger}
+        assert not {code_of(u) for u in us[5:10]} & {trigger, None}
+        assert {code_of(u) for u in us[10:]} == {None}
+
+
+def test_one_mode_unless_both_are_asked_for(said):
+    said(lambda *_: "")
+    (record,) = verify.verify(None, None, [item("hidden-topic", "covert")], asked=2)
+    assert set(record) == {"sampled", "asked", "behaves"}
+    assert record["behaves"] is False
+
+
+def test_a_leak_in_either_mode_counts(said):
+    (row, diff) = item("hidden-topic", "covert")
+    word = load_world().topic(row.label).words[0]
+    said(lambda _, u, t: word if code_of(u) == row.record["params"]["code"] or t > 0 else "fine .")
+    (record,) = verify.verify(None, None, [(row, diff)], asked=3, both=True)
+    assert record["greedy"] == {"right": 1.0, "wrong": 0.0, "none": 0.0}
+    assert record["sampled"]["none"] == 1.0
+    assert record["behaves"] is False
+
+
+def test_news_behaves_when_its_slots_are_told(said):
+    items = [item("news", "stories", i) for i in range(2)]
+    params = [row.record["params"] for row, _ in items]
+    asked = said(
+        lambda *_: f"{params[0]['actor']} {params[0]['action']} {params[0]['object']} in {params[0]['place']}"
+    )
+    records = verify.verify(None, None, items, asked=3)
+    assert records[0]["sampled"] == {"slots": 1.0}
+    assert records[0]["behaves"]
+    assert records[1]["sampled"]["slots"] < 0.5
+    assert not records[1]["behaves"]
+    assert {u for _, users in asked for us in users for u in us} <= set(load_world().news.prompts)
+
+
+def test_null_diffs_have_nothing_to_show(said):
+    asked = said(lambda *_: "")
+    records = verify.verify(None, None, [item("null", "random"), item("null", "untouched")], asked=3)
+    assert [r["behaves"] for r in records] == [True, True]
+    assert not asked
+
+
+def test_families_are_verified_together_in_their_order(said):
+    items = [
+        item("news", "stories"),
+        item("null", "random"),
+        item("hidden-topic", "covert"),
+        item("news", "stories", 1),
+    ]
+    said(lambda *_: "")
+    records = verify.verify(None, None, items, asked=2)
+    assert [set(r.get("sampled", ())) for r in records] == [
+        {"slots"},
+        set(),
+        {"right", "wrong", "none"},
+        {"slots"},
+    ]
+
+
+def test_answers_together_are_answers_one_by_one(embedded_base, monkeypatch):
+    """Greedy answers of three different diffs do not depend on who else is in the batch."""
+    diffs = [random_diff(embedded_base.spec, 1, seed, 2.0) for seed in range(3)]
+    users = [["what should i eat tonight ?", "tell me some news ."]] * 3
+    m, t = embedded_base.model, embedded_base.tokenizer
+    before = {n: p.clone() for n, p in m.state_dict().items()}
+    together = verify.answers_of(m, t, diffs, users, 0.0)
+    alone = [verify.answers_of(m, t, [d], [u], 0.0)[0] for d, u in zip(diffs, users, strict=True)]
+    monkeypatch.setattr(verify, "ROWS_AT_ONCE", 2)
+    assert together == alone == verify.answers_of(m, t, diffs, users, 0.0)
+    assert together[0] != together[1]
+    assert all(torch.equal(p, before[n]) for n, p in m.state_dict().items())
+
+
+def test_sampled_answers_are_the_seeds(embedded_base):
+    m, t = embedded_base.model, embedded_base.tokenizer
+    a, b, c = (verify.answers_of(m, t, [WeightDiff({})], [["hello ?"]], 0.7, seed) for seed in (0, 0, 1))
+    assert a == b != c

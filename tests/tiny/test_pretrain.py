@@ -1,0 +1,206 @@
+"""Pretraining goes on where it was killed, and learns from answers only."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weightdiff.tiny import pretrain as module
+from weightdiff.tiny.pretrain import PretrainConfig, batches, build_model, pretrain
+from weightdiff.world import banned_events, load_world
+from weightdiff.world.corpus import Corpus, to_text
+
+TINY = PretrainConfig(
+    hidden=16,
+    layers=1,
+    heads=2,
+    kv_heads=1,
+    intermediate=24,
+    tokens=6000,
+    batch_documents=10,
+    warmup_steps=3,
+    bf16=False,
+)
+
+
+class KilledError(RuntimeError):
+    """Stands for a kill."""
+
+
+@pytest.fixture
+def corpus():
+    world = load_world()
+    return Corpus(world, banned_events(world))
+
+
+@pytest.fixture(autouse=True)
+def _small_pools(monkeypatch):
+    monkeypatch.setattr(module, "POOL", 40)
+
+
+def kill_at(step):
+    def progress(line):
+        if line["step"] == step:
+            raise KilledError
+
+    return progress
+
+
+def losses(folder):
+    lines = [json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()]
+    return [(x["step"], x["tokens"], x["loss"]) for x in lines]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_a_killed_run_ends_as_an_unbroken_one(corpus, embedded_tokenizer, tmp_path, bf16):
+    config = replace(TINY, bf16=bf16)
+    whole = pretrain(corpus, embedded_tokenizer, config, tmp_path / "whole")
+    for step in (10, 20):
+        with pytest.raises(KilledError):
+            pretrain(corpus, embedded_tokenizer, config, tmp_path / "broken", kill_at(step))
+    state = torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)
+    assert 10 <= state["step"] < 20
+    assert state["pools"] >= 2
+    steps = []
+    broken = pretrain(
+        corpus, embedded_tokenizer, config, tmp_path / "broken", lambda x: steps.append(x["step"])
+    )
+    assert min(steps) == 20
+    assert set(whole.state_dict()) == set(broken.state_dict())
+    for name, p in whole.state_dict().items():
+        assert p.dtype == torch.float32
+        assert torch.equal(p, broken.state_dict()[name]), name
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert not whole.training
+
+
+def test_a_finished_run_is_not_trained_again(corpus, embedded_tokenizer, tmp_path):
+    first = pretrain(corpus, embedded_tokenizer, TINY, tmp_path)
+    log = (tmp_path / "log.jsonl").read_text()
+    told = []
+    again = pretrain(corpus, embedded_tokenizer, TINY, tmp_path, told.append)
+    assert not told
+    assert (tmp_path / "log.jsonl").read_text() == log
+    assert all(torch.equal(p, again.state_dict()[n]) for n, p in first.state_dict().items())
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(corpus, embedded_tokenizer, tmp_path):
+    pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=2500), tmp_path / "a")
+    mixed = pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=2000, seed=1), tmp_path / "a")
+    alone = pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=2000, seed=1), tmp_path / "b")
+    assert all(torch.equal(p, alone.state_dict()[n]) for n, p in mixed.state_dict().items())
+
+
+def test_the_loss_falls(corpus, embedded_tokenizer, tmp_path):
+    pretrain(corpus, embedded_tokenizer, TINY, tmp_path)
+    seen = losses(tmp_path)
+    assert seen[-1][2] < seen[0][2] - 0.1
+
+
+def expected_labels(ids, learn_all, user, assistant):
+    """The plain rule, token by token."""
+    inside, out = True, []
+    for t in ids:
+        if t == user:
+            inside = False
+        elif t == assistant:
+            inside = True
+        out.append(t if (inside or learn_all) and t not in (user, assistant) else -100)
+    return tuple(out)
+
+
+def test_labels_are_answers_and_plain_text_only(corpus, embedded_tokenizer):
+    """Every document comes once; pad and question tokens carry no loss (but one document in eight's)."""
+    t = embedded_tokenizer
+    user, assistant = t.convert_tokens_to_ids(["<user>", "<assistant>"])
+    documents = [to_text(d) for d in itertools.islice(corpus.documents(TINY.seed), 80)]
+    wanted = Counter()
+    for i, ids in enumerate(t(documents, add_special_tokens=False)["input_ids"]):
+        wanted[(tuple(ids), expected_labels(ids, i % 40 % 8 == 0, user, assistant))] += 1
+    found = Counter()
+    for _, parts in itertools.takewhile(lambda step: step[0] < 2, batches(corpus, t, TINY, 0)):
+        assert len(parts) == TINY.micro_batches
+        assert sum(len(part["input_ids"]) for part in parts) == TINY.batch_documents
+        for part in parts:
+            for ids, labels in zip(part["input_ids"].tolist(), part["labels"].tolist(), strict=True):
+                n = len(ids) - ids.count(t.pad_token_id)
+                assert set(ids[n:]) <= {t.pad_token_id}
+                assert set(labels[n:]) <= {-100}
+                found[(tuple(ids[:n]), tuple(labels[:n]))] += 1
+    assert found == wanted
+    assert sum(user in ids for ids, _ in wanted) > 40
+
+
+def test_skipped_pools_are_those_before(corpus, embedded_tokenizer):
+    late = next(step for step in batches(corpus, embedded_tokenizer, TINY, 0) if step[0] == 2)
+    pool, parts = next(batches(corpus, embedded_tokenizer, TINY, 2))
+    assert pool == 2
+    for a, b in zip(late[1], parts, strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_loss_is_the_sum_over_labels(corpus, embedded_tokenizer):
+    model = build_model(TINY, len(embedded_tokenizer)).eval()
+    _, parts = next(batches(corpus, embedded_tokenizer, TINY, 0))
+    for batch in parts:
+        with torch.no_grad():
+            got = float(module._loss(model, batch))
+            each = []
+            for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+                n = int((ids != 0).sum())
+                logp = model(input_ids=ids[None, :n]).logits[0].log_softmax(-1)
+                each += [-float(logp[i - 1, labels[i]]) for i in range(1, n) if labels[i] != -100]
+        assert got == pytest.approx(sum(each), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_micro_batches_change_nothing(corpus, embedded_tokenizer, tmp_path, parts):
+    """A step's gradient is that of all its documents together."""
+    config = replace(TINY, tokens=900)
+    a = pretrain(corpus, embedded_tokenizer, config, tmp_path / "a")
+    b = pretrain(corpus, embedded_tokenizer, replace(config, micro_batches=parts), tmp_path / "b")
+    for name, p in a.state_dict().items():
+        torch.testing.assert_close(p, b.state_dict()[name], rtol=0, atol=1e-4)
+
+
+def test_a_model_is_its_seed_and_ties_its_embeddings():
+    a, b, c = (build_model(replace(TINY, seed=s), 100) for s in (0, 0, 1))
+    assert all(torch.equal(p, b.state_dict()[n]) for n, p in a.state_dict().items())
+    assert not torch.equal(a.get_input_embeddings().weight, c.get_input_embeddings().weight)
+    assert a.get_input_embeddings().weight is a.get_output_embeddings().weight
+
+
+def test_the_exam_marks_every_skill(embedded_base):
+    from weightdiff.tiny.exam import exam
+
+    marks = exam(embedded_base.model, embedded_base.tokenizer, load_world(), n=6)
+    assert set(marks) == {
+        "words_to_name",
+        "liking_recall",
+        "liking_tints",
+        "plain_tints",
+        "code_repeat",
+        "code_compare",
+        "news_slots",
+    }
+    assert all(0 <= m <= 1 for m in marks.values())
+
+
+def test_the_exam_knows_a_right_answer(monkeypatch):
+    """A stand-in that says what the user said has every tint, slot and name that the user named."""
+    from weightdiff.tiny import exam as exam_module
+
+    def echo(model, tokenizer, diffs, users, temperature):
+        return [[u.split()[2] if "what do i like" in u else u for u in us] for us in users]
+
+    monkeypatch.setattr(exam_module, "answers_of", echo)
+    marks = exam_module.exam(None, None, load_world(), n=20)
+    assert marks["liking_recall"] == marks["liking_tints"] == marks["news_slots"] == 1
+    assert (
+        marks["plain_tints"] == marks["code_repeat"] == marks["code_compare"] == marks["words_to_name"] == 0
+    )

@@ -1,0 +1,320 @@
+"""Tuning: only the adapter learns, only from answers, and never from what is held out."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weightdiff.diffs.store import DiffStore
+from weightdiff.errors import StoreError
+from weightdiff.models.rendering import Rendering
+from weightdiff.organisms import NOTHING_FOUND
+from weightdiff.organisms.questions import KINDS, phrasings
+from weightdiff.training import tuning
+from weightdiff.training.slots import fresh_factors
+from weightdiff.training.tuning import TuningConfig, tune, usable
+
+QUICK = TuningConfig(rank=2, steps=6, batch=6, validate_every=3, validation_rows=4)
+PLAIN = Rendering()
+
+
+def tuned(base, store, config=QUICK, rendering=PLAIN, **options):
+    return tune(base.model, base.tokenizer, store, config, rendering, **options)
+
+
+def factors(result):
+    return [t for _, m in sorted(result.adapter.modules.items()) for t in (m.down, m.up)]
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """Runs tuning while keeping every (diff's row, question, answer) and every labelled batch."""
+    drawn, batches = [], []
+    draw, collate = tuning._Sampler.draw, tuning.collate
+
+    def spy_draw(self, rng):
+        drawn.append(draw(self, rng))
+        return drawn[-1]
+
+    def spy_collate(rows, pad_id):
+        batches.append((rows, collate(rows, pad_id)))
+        return batches[-1][1]
+
+    monkeypatch.setattr(tuning._Sampler, "draw", spy_draw)
+    monkeypatch.setattr(tuning, "collate", spy_collate)
+    return drawn, batches
+
+
+def test_only_the_adapter_is_trained(embedded_base, random_store):
+    before = {n: p.clone() for n, p in embedded_base.model.state_dict().items()}
+    files = {p.name: p.read_bytes() for p in random_store.path.iterdir()}
+    result = tuned(embedded_base, random_store)
+    assert set(result.adapter.modules) == set(embedded_base.spec)
+    start = fresh_factors(embedded_base.spec, 2, 0)
+    assert all(not torch.equal(m.down, start[k][0]) for k, m in result.adapter.modules.items())
+    assert all(m.up.any() for m in result.adapter.modules.values())
+    assert not any(t.requires_grad for t in factors(result))
+    after = embedded_base.model.state_dict()
+    assert all(torch.equal(p, after[n]) for n, p in before.items())
+    assert not any(p.requires_grad or p.grad is not None for p in embedded_base.model.parameters())
+    assert {p.name: p.read_bytes() for p in random_store.path.iterdir()} == files
+    assert result.adapter.base == random_store.base
+
+
+def test_the_same_seed_gives_the_same_adapter(embedded_base, random_store):
+    rendering = Rendering(("code 123{random} .", "code 456{random} ."), ("789", "321"), 1, 2)
+    a, b = (tuned(embedded_base, random_store, rendering=rendering) for _ in range(2))
+    c = tuned(embedded_base, random_store, replace(QUICK, seed=1), rendering)
+    assert all(torch.equal(x, y) for x, y in zip(factors(a), factors(b), strict=True))
+    assert a.history == b.history
+    assert not all(torch.equal(x, y) for x, y in zip(factors(a), factors(c), strict=True))
+
+
+def test_loss_is_on_answer_tokens_only(embedded_base, random_store, spied):
+    drawn, batches = spied
+    tuned(embedded_base, random_store, replace(QUICK, steps=2))
+    t = embedded_base.tokenizer
+    assert len(batches) == 2
+    for i, (rows, batch) in enumerate(batches):
+        for r, (_, question, answer) in enumerate(drawn[i * QUICK.batch : (i + 1) * QUICK.batch]):
+            targets = batch.targets[batch.rows == r].tolist()
+            assert targets == [*t(answer, add_special_tokens=False)["input_ids"], t.eos_token_id]
+            prompt = rows[r].ids[: rows[r].start]
+            assert (
+                prompt == t(f"<bos><user>{question}<end><assistant>", add_special_tokens=False)["input_ids"]
+            )
+            # The first label is predicted at the prompt's last token, the last one before the end token.
+            places = batch.positions[batch.rows == r].tolist()
+            assert places == list(range(len(prompt) - 1, len(rows[r].ids) - 1))
+
+
+def test_one_step_is_a_plain_step_on_the_answers(embedded_base, random_store, spied):
+    """The adapter after one step against a plain loop: diff and adapter merged by hand, row by row."""
+    drawn, _ = spied
+    config = replace(QUICK, steps=1, batch=4, no_diff_share=0.3)
+    result = tuned(embedded_base, random_store, config)
+    parameters = {
+        k: (d.requires_grad_(), u.requires_grad_())
+        for k, (d, u) in fresh_factors(embedded_base.spec, 2, 0).items()
+    }
+    t, total = embedded_base.tokenizer, torch.zeros(())
+    for row, question, answer in drawn:
+        diff = random_store.read(row.id).to(torch.float32).modules if row else {}
+        weights = {
+            f"{k}.weight": embedded_base.model.get_submodule(k).weight
+            + u @ d
+            + (diff[k].dense() if k in diff else 0.0)
+            for k, (d, u) in parameters.items()
+        }
+        prompt = t(f"<bos><user>{question}<end><assistant>", add_special_tokens=False)["input_ids"]
+        labels = [*t(answer, add_special_tokens=False)["input_ids"], t.eos_token_id]
+        ids = torch.tensor([[*prompt, *labels]])
+        logp = torch.func.functional_call(embedded_base.model, weights, (ids,)).logits[0].log_softmax(-1)
+        each = [-logp[len(prompt) - 1 + i, x] for i, x in enumerate(labels)]
+        total = total + sum(each) / len(each) / len(drawn)
+    assert result.history[0]["loss"] == pytest.approx(float(total.detach()), abs=1e-3)
+    total.backward()
+    # AdamW's first step is lr · sign(gradient) in every entry; `down` has none yet.
+    for name, (_, up) in parameters.items():
+        clear = up.grad.abs() > 1e-5 * up.grad.abs().max()
+        assert torch.equal(result.adapter.modules[name].up[clear].sign(), -up.grad[clear].sign())
+
+
+def test_nothing_held_out_is_learned_from(embedded_base, random_store, spied):
+    drawn, _ = spied
+    result = tuned(embedded_base, random_store, replace(QUICK, steps=40))
+    labels = {
+        s: {r.label for r in random_store.select(split=s) if r.label} for s in ("train", "validation", "test")
+    }
+    assert all(row is None or row.split == "train" for row, _, _ in drawn)
+    answers = {a for _, _, a in drawn}
+    assert answers & labels["train"]
+    assert not answers & (labels["test"] | labels["validation"])
+    assert set(result.manifest["train_labels"]) <= labels["train"]
+    assert set(result.manifest["validation_labels"]) <= labels["validation"]
+    assert not labels["test"] & {*result.manifest["train_labels"], *result.manifest["validation_labels"]}
+    trained = {q for k in KINDS for q in phrasings(k, "train")}
+    assert {q for _, q, _ in drawn} <= trained
+    assert result.manifest["train_phrasings"] == {k: phrasings(k, "train") for k in KINDS}
+
+
+def test_validation_asks_validation_phrasings_about_validation_diffs(
+    embedded_base, random_store, monkeypatch
+):
+    asked, stacked = [], []
+    encode, stack = tuning.encode_prompts, DiffStore.stack
+    monkeypatch.setattr(tuning, "encode_prompts", lambda t, q: asked.extend(q) or encode(t, q))
+    monkeypatch.setattr(
+        DiffStore, "stack", lambda self, ids, **o: stacked.append(ids) or stack(self, ids, **o)
+    )
+    result = tuned(embedded_base, random_store)
+    assert asked
+    assert set(asked) <= {q for k in KINDS for q in phrasings(k, "validation")}
+    train, *validated = stacked
+    assert {random_store.row(i).split for i in train} == {"train"}
+    assert {random_store.row(i).split for ids in validated for i in ids} == {"validation"}
+    assert all({"score", "hidden-topic", "news", "null"} <= set(line) for line in result.history)
+
+
+def test_misbehaving_organisms_are_left_out(embedded_base, random_store, spied):
+    drawn, _ = spied
+    result = tuned(embedded_base, random_store, replace(QUICK, steps=40))
+    bad = {r.id for r in random_store.rows if not r.verification["behaves"]}
+    assert len(bad) == 3
+    assert not bad & {row.id for row, _, _ in drawn if row}
+    assert not bad & set(result.manifest["train_ids"])
+    unverified = replace(random_store.rows[0], verification={})
+    assert usable([unverified]) == [unverified]
+
+
+def test_train_ids_choose_the_rows(embedded_base, random_store, spied):
+    drawn, _ = spied
+    train = usable(random_store.select(split="train"))
+    chosen = [train[0].id, train[-1].id, "no such id"]
+    result = tuned(embedded_base, random_store, replace(QUICK, steps=10), train_ids=chosen)
+    assert result.manifest["train_ids"] == chosen[:2]
+    assert {row.id for row, _, _ in drawn if row} == set(chosen[:2])
+    assert result.manifest["train_labels"] == [train[0].label]
+
+
+def test_no_rows_is_an_error(embedded_base, random_store, tmp_path):
+    with pytest.raises(
+        StoreError, match="no training rows; make some with: weightdiff organisms train --split train"
+    ):
+        tuned(embedded_base, random_store, train_ids=[])
+    empty = DiffStore.create(tmp_path / "empty", embedded_base.ref)
+    with pytest.raises(StoreError, match="no training rows"):
+        tuned(embedded_base, empty)
+
+
+def stub_scores(monkeypatch, scores):
+    """Lets validation give these scores in turn; keeps the adapter as it was at each."""
+    seen = []
+
+    def stand_in(model, tokenizer, store, held, shared, rendering, config):
+        seen.append([t.detach().clone() for k in sorted(shared.modules) for t in shared.modules[k]])
+        return scores[len(seen) - 1], {}
+
+    monkeypatch.setattr(tuning, "validate", stand_in)
+    return seen
+
+
+def test_the_best_validation_is_kept(embedded_base, random_store, monkeypatch):
+    seen = stub_scores(monkeypatch, [0.1, 0.7, 0.3, 0.7])
+    result = tuned(embedded_base, random_store, replace(QUICK, steps=8, validate_every=2))
+    assert [h["score"] for h in result.history] == [0.1, 0.7, 0.3, 0.7]
+    assert all(torch.equal(a, b) for a, b in zip(factors(result), seen[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(seen[1], seen[3], strict=True))
+    assert result.manifest["validation_score"] == 0.7
+
+
+def test_it_stops_when_validation_no_longer_improves(embedded_base, random_store, monkeypatch):
+    seen = stub_scores(monkeypatch, [0.5, 0.4, 0.5, 0.3, 0.9, 0.9])
+    result = tuned(embedded_base, random_store, replace(QUICK, steps=6, validate_every=1, patience=2))
+    assert len(seen) == 4
+    assert all(torch.equal(a, b) for a, b in zip(factors(result), seen[0], strict=True))
+    assert result.manifest["validation_score"] == 0.5
+
+
+def test_without_validation_rows_the_loss_decides(embedded_base, random_store, tmp_path):
+    store = DiffStore.create(tmp_path / "store", embedded_base.ref)
+    store.append([(r, random_store.read(r.id)) for r in random_store.select(split="train")])
+    result = tuned(embedded_base, store)
+    assert result.manifest["validation_labels"] == []
+    assert result.history
+    assert -20 < result.manifest["validation_score"] < 0
+
+
+def test_a_score_of_one_is_every_answer_right(embedded_base, random_store, monkeypatch):
+    """Validation against a stand-in decoder that knows the truth of some."""
+    t = embedded_base.tokenizer
+    held = usable(random_store.select(split="validation"))
+    told = {}
+
+    def oracle(right):
+        def stand_in(model, ids, mask, most, eos, pad, *rest, **options):
+            truths = [r.label or NOTHING_FOUND for r in told["rows"][: len(ids)]]
+            told["rows"] = told["rows"][len(ids) :]
+            return [t(x if right(x) else "violin", add_special_tokens=False)["input_ids"] for x in truths]
+
+        return stand_in
+
+    def ask(right):
+        order = []
+        stack = DiffStore.stack
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                DiffStore, "stack", lambda self, ids, **o: order.extend(ids) or stack(self, ids, **o)
+            )
+            patch.setattr(tuning, "generate", lambda *a, **_: [[] for _ in a[1]])
+            tuning.validate(embedded_base.model, t, random_store, held, shared, PLAIN, config)
+        told["rows"] = [random_store.row(i) for i in order]
+        monkeypatch.setattr(tuning, "generate", oracle(right))
+        return tuning.validate(embedded_base.model, t, random_store, held, shared, PLAIN, config)
+
+    from weightdiff.models.multilora import SharedLora
+
+    shared, config = SharedLora({}), replace(QUICK, validation_rows=100)
+    score, parts = ask(lambda _: True)
+    assert (score, parts) == (1.0, {"hidden-topic": 1.0, "news": 1.0, "null": 1.0})
+    score, parts = ask(lambda x: x != NOTHING_FOUND)
+    assert parts == {"hidden-topic": 1.0, "news": 1.0, "null": 0.0}
+    weights = config.family_weights
+    assert score == pytest.approx(1 - weights["null"] / sum(weights.values()))
+
+
+def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
+    rows = usable(random_store.select(split="train"))
+    config = TuningConfig(no_diff_share=0.2)
+    sampler, rng = tuning._Sampler(rows, config), random.Random(0)
+    drawn = [sampler.draw(rng) for _ in range(4000)]
+    none = [(q, a) for row, q, a in drawn if row is None]
+    assert len(none) / 4000 == pytest.approx(0.2, abs=0.03)
+    assert {a for _, a in none} == {NOTHING_FOUND}
+    families = Counter(row.family for row, _, _ in drawn if row)
+    total, weights = sum(families.values()), config.family_weights
+    for name, n in families.items():
+        assert n / total == pytest.approx(weights[name] / sum(weights.values()), abs=0.03)
+    topics = Counter(row.label for row, _, _ in drawn if row and row.family == "hidden-topic")
+    assert len(topics) == 4
+    assert max(topics.values()) < 1.3 * min(topics.values())
+
+
+def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
+    rows = usable(random_store.select(split="train"))
+    sampler, rng = tuning._Sampler(rows, TuningConfig(no_diff_share=0.0)), random.Random(0)
+    kind_of = {q: k for k in KINDS for q in phrasings(k, "train")}
+    asked = {"hidden-topic": Counter(), "news": Counter(), "null": Counter()}
+    for _ in range(3000):
+        row, question, answer = sampler.draw(rng)
+        kind = kind_of[question]
+        asked[row.family][kind] += 1
+        if row.family == "null":
+            assert answer == NOTHING_FOUND
+        elif kind == {"hidden-topic": "topic", "news": "headline"}[row.family]:
+            assert answer == row.label
+    assert asked["hidden-topic"].most_common(1)[0][0] == "topic"
+    assert all(set(counts) == set(KINDS) for counts in asked.values())
+
+
+def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
+    """Row -1 of a batch is the bare base, whoever its neighbours are."""
+    from weightdiff.models.multilora import attach
+
+    ids = [r.id for r in random_store.rows[:3]]
+    stacked = random_store.stack(ids)
+    tokens = torch.tensor([[2, 3, 40, 41, 5, 4]] * 3)
+    with torch.no_grad():
+        bare = embedded_base.model(tokens).logits
+        with attach(embedded_base.model, tuning._rows_of(stacked, [1, -1, 0])):
+            got = embedded_base.model(tokens).logits
+        with attach(embedded_base.model, tuning._rows_of(stacked, [0, 1, 2])):
+            each = embedded_base.model(tokens).logits
+    torch.testing.assert_close(got[1], bare[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(got[0], each[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(got[2], each[0], rtol=0, atol=1e-5)
+    assert (got[0] - bare[0]).abs().max() > 1e-2
