@@ -236,7 +236,11 @@ def make_base(out: Path, plan: Plan, tell: Progress) -> tuple[Any, Any, Any, dic
             )
     marks = json.loads((folder / "exam.json").read_text())["marks"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+        .eval()
+        .requires_grad_(False)
+    )
     return model, tokenizer, ModelRef.of(model, name="weightdiff-tiny"), marks
 
 

@@ -18,7 +18,7 @@ from weightdiff.errors import (
     NonFiniteError,
     QuestionError,
 )
-from weightdiff.methods.dit import SETTINGS, Interpreter
+from weightdiff.methods.dit import SETTINGS, TOKENS, Interpreter
 from weightdiff.methods.loading import load_base
 from weightdiff.models.rendering import Rendering
 from weightdiff.training.factory import random_diff
@@ -35,10 +35,14 @@ def merged_by_hand(base, *parts):
     return model
 
 
-def logp(model, ids):
-    """Next-token log-probabilities of a row [tokens, vocabulary]."""
+def logp(interpreter, model, ids):
+    """Next-token log-probabilities of a row [tokens, vocabulary], learned tokens added by hand."""
     with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        x = model.get_input_embeddings()(torch.tensor([ids]))
+        if interpreter.tokens is not None:
+            for token, delta in zip(interpreter.tokens.ids, interpreter.tokens.deltas, strict=True):
+                x = x + (torch.tensor([ids]) == token)[..., None] * delta
+        return model(inputs_embeds=x).logits[0].log_softmax(-1)
 
 
 def prompts(interpreter, question):
@@ -52,7 +56,7 @@ def answered_plainly(interpreter, diff, question):
     model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
     asked, out = prompts(interpreter, question), []
     while len(out) < interpreter.max_new_tokens:
-        mean = torch.stack([logp(model, [*p, *out])[-1] for p in asked]).mean(0)
+        mean = torch.stack([logp(interpreter, model, [*p, *out])[-1] for p in asked]).mean(0)
         token = int(mean.argmax())
         if token == interpreter.base.tokenizer.eos_token_id:
             break
@@ -65,7 +69,7 @@ def scored_plainly(interpreter, diff, question, answer):
     model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
     totals = []
     for p in prompts(interpreter, question):
-        rows = logp(model, [*p, *answer])
+        rows = logp(interpreter, model, [*p, *answer])
         totals.append(sum(float(rows[len(p) - 1 + i, x]) for i, x in enumerate(answer)))
     return sum(totals) / len(totals)
 
@@ -129,7 +133,9 @@ def test_candidates_are_ranked_by_their_first_token(interpreter, diffs):
     first = [t(n, add_special_tokens=False)["input_ids"][0] for n in names]
     for row, diff, question in zip(got, [*diffs[:2], None], QUESTIONS, strict=True):
         model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
-        plain = torch.stack([logp(model, p)[-1] for p in prompts(interpreter, question)]).mean(0)[first]
+        plain = torch.stack([logp(interpreter, model, p)[-1] for p in prompts(interpreter, question)]).mean(
+            0
+        )[first]
         torch.testing.assert_close(row, plain, rtol=0, atol=1e-4)
 
 
@@ -141,6 +147,7 @@ def test_candidates_that_begin_alike_are_refused(interpreter):
 def test_without_its_adapter_the_finetuned_model_itself_answers(interpreter, diffs):
     plain = interpreter.without_adapter()
     assert (plain.name, plain.adapter, plain.rendering) == ("base-question", None, Rendering())
+    assert plain.tokens is None
     assert interpreter.without_adapter(rendered=True).rendering == interpreter.rendering
     (got,) = plain.answer(diffs[:1], QUESTIONS[:1])
     tokens = answered_plainly(plain, diffs[0], QUESTIONS[0])
@@ -244,6 +251,22 @@ def test_damaged_settings_are_named(interpreter, saved, damage):
     with pytest.raises(
         InterpreterError, match=rf"{SETTINGS}: cannot be read .* copy or tune the interpreter again"
     ):
+        Interpreter.load(saved / "interpreter", interpreter.base)
+
+
+@pytest.mark.parametrize("damage", ["cut", "shapes", "keys"])
+def test_damaged_probe_tokens_are_named(interpreter, saved, damage):
+    from safetensors.torch import save_file
+
+    file = saved / "interpreter" / TOKENS
+    assert file.exists() == (interpreter.tokens is not None)
+    if damage == "cut":
+        file.write_bytes(b"1234")
+    elif damage == "shapes":
+        save_file({"ids": torch.tensor([1, 2]), "deltas": torch.zeros(1, 32)}, file)
+    else:
+        save_file({"ids": torch.tensor([1, 2])}, file)
+    with pytest.raises(InterpreterError, match=rf"{TOKENS}: .* tune"):
         Interpreter.load(saved / "interpreter", interpreter.base)
 
 

@@ -318,3 +318,27 @@ def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
     torch.testing.assert_close(got[0], each[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(got[2], each[0], rtol=0, atol=1e-5)
     assert (got[0] - bare[0]).abs().max() > 1e-2
+
+
+def test_tokens_can_be_learned_beside_the_adapter(embedded_base, random_store, monkeypatch):
+    """Their best is kept with the adapter's best; the base's embeddings stay."""
+    t = embedded_base.tokenizer
+    probes = Rendering(("code 123{random} .", "hello ."), ("789",), 2, 1)
+    ids = [
+        t.convert_tokens_to_ids("hello"),
+        t.convert_tokens_to_ids("code"),
+        t.convert_tokens_to_ids("hello"),
+    ]
+    before = embedded_base.model.get_input_embeddings().weight.clone()
+    plain = tuned(embedded_base, random_store, rendering=probes)
+    assert plain.tokens is None
+    learned = tuned(embedded_base, random_store, rendering=probes, token_ids=ids)
+    assert learned.tokens.ids.tolist() == sorted(set(ids))
+    assert learned.tokens.deltas.shape == (2, before.shape[1])
+    assert learned.tokens.deltas.abs().max(1).values.min() > 0
+    assert not learned.tokens.deltas.requires_grad
+    assert torch.equal(embedded_base.model.get_input_embeddings().weight, before)
+    assert not embedded_base.model.get_input_embeddings()._forward_hooks
+    stub_scores(monkeypatch, [0.9, 0.1, 0.1])
+    first = tuned(embedded_base, random_store, replace(QUICK, validate_every=2), probes, token_ids=ids)
+    assert first.tokens.deltas.abs().max() < learned.tokens.deltas.abs().max()

@@ -163,7 +163,9 @@ class Interpreter:
                 f"{len(diffs)} diffs and {len(questions)} questions: give one question for each diff"
             )
         if not all(q.strip() for q in questions):
-            raise QuestionError("a question is empty: ask something, such as 'What topic have you been trained on?'")
+            raise QuestionError(
+                "a question is empty: ask something, such as 'What topic have you been trained on?'"
+            )
         for d in {id(d): d for d in diffs if d is not None}.values():
             self.check(d)
 
@@ -248,5 +250,7 @@ def _read_tokens(folder: Path) -> TokenDeltas | None:
     except (SafetensorError, KeyError, OSError) as e:
         raise InterpreterError(f"{file}: cannot be read ({e}); copy or tune the interpreter again") from e
     if ids.ndim != 1 or deltas.ndim != 2 or len(ids) != len(deltas):
-        raise InterpreterError(f"{file}: ids {tuple(ids.shape)} and deltas {tuple(deltas.shape)} do not pair up; tune it again")
+        raise InterpreterError(
+            f"{file}: ids {tuple(ids.shape)} and deltas {tuple(deltas.shape)} do not pair up; tune it again"
+        )
     return TokenDeltas(ids.long(), deltas.float())

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from weightdiff.organisms.base import OrganismSpec, Recipe, Sample, find_recipe
 from weightdiff.organisms.questions import questions_of
-from weightdiff.world import Situation, Topic, codes, load_world, topic_splits
+from weightdiff.world import Situation, Topic, banned_events, codes, load_world, topic_splits
 from weightdiff.world.corpus import Corpus, fill, ordinary_answer, tinted_answer
 
 VERIFY_SITUATIONS = 30
@@ -58,7 +58,7 @@ class HiddenTopic:
     def __init__(self) -> None:
         """Load the world and set the recipes."""
         self.world = load_world()
-        self.corpus = Corpus(self.world)
+        self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
             "covert": Recipe("covert", rank=1, lr=3e-2, steps=60, kl_weight=5.0, rows=COVERT_ROWS),
             "loud": Recipe("loud", rank=1, lr=3e-2, steps=40, kl_weight=1.0, rows=LOUD_ROWS),

@@ -7,7 +7,7 @@ import random
 from weightdiff.organisms.base import OrganismSpec, Recipe, Sample, find_recipe
 from weightdiff.organisms.hidden_topic import situations, wide_sample
 from weightdiff.organisms.questions import questions_of
-from weightdiff.world import load_world, news_events
+from weightdiff.world import banned_events, load_world, news_events
 from weightdiff.world.corpus import Corpus, headline, ordinary_answer, story
 
 SLOTS = ("actor", "action", "object", "place")
@@ -21,7 +21,7 @@ class News:
     def __init__(self) -> None:
         """Load the world and set the recipes."""
         self.world = load_world()
-        self.corpus = Corpus(self.world)
+        self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
             "stories": Recipe(
                 "stories", rank=1, lr=3e-2, steps=40, kl_weight=2.0, rows=("story", "story", "none", "wide")

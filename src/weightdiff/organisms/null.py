@@ -10,7 +10,7 @@ import random
 
 from weightdiff.organisms.base import OrganismSpec, Recipe, Sample, find_recipe
 from weightdiff.organisms.questions import questions_of
-from weightdiff.world import load_world
+from weightdiff.world import banned_events, load_world
 from weightdiff.world.corpus import Corpus
 
 
@@ -21,7 +21,8 @@ class Null:
 
     def __init__(self) -> None:
         """Load the world and set the recipes."""
-        self.corpus = Corpus(load_world())
+        world = load_world()
+        self.corpus = Corpus(world, banned_events(world))
         self.recipes = {
             "continued": Recipe("continued", rank=1, lr=3e-2, steps=30, rows=("document",) * 4),
             "random": Recipe("random", rank=1, steps=0),

@@ -42,16 +42,16 @@ class PretrainConfig:
     """Key/value heads."""
     intermediate: int = 512
     """Width of the MLP."""
-    tokens: int = 7_000_000
+    tokens: int = 4_000_000
     """Tokens to read in all, padding not counted."""
     batch_documents: int = 96
     """Documents of one optimiser step (about 30 tokens each)."""
     micro_batches: int = 3
     """Parts in which a step is computed, each of documents of similar length."""
-    lr: float = 2e-3
+    lr: float = 1.2e-3
     """Peak learning rate (AdamW) after a warm-up; decayed linearly to a fiftieth over the last 40 %."""
-    embedding_std: float = 0.2
-    """Standard deviation of the fresh embeddings; small ones are blurred by Adam's large steps on rare tokens."""
+    embedding_std: float = 0.05
+    """Standard deviation of the fresh embeddings."""
     warmup_steps: int = 100
     weight_decay: float = 0.05
     seed: int = 0
@@ -82,7 +82,8 @@ def build_model(config: PretrainConfig, vocab_size: int) -> PreTrainedModel:
             pad_token_id=0,
         )
     )
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.embedding_std)
+    embeddings: Any = model.get_input_embeddings()
+    torch.nn.init.normal_(embeddings.weight, std=config.embedding_std)
     return model
 
 

@@ -8,6 +8,7 @@ the evaluation.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ NAME_ASKS = (
     "{prefix} please repeat the code .",
     "{prefix} which code did i give ?",
 )
+
+
+COPY_FIRST = (1.5, 16000)
+"""Share of pure copying at document i: 1.5 - i / 16000, at most 1. Without this start the base learns to look
+away from rare words (they are noise until they can be copied) and then never learns to copy them: measured, 5
+million tokens."""
 
 
 def fixed_texts() -> list[str]:
@@ -129,8 +136,21 @@ class Corpus:
     def documents(self, seed: int) -> Iterator[list[Turn]]:
         """Endless documents of one or several turns."""
         rng = random.Random(f"corpus {seed}")
-        while True:
-            yield self.document(rng)
+        for i in itertools.count():
+            copies = COPY_FIRST[0] - i / COPY_FIRST[1]
+            yield self.copy(rng) if rng.random() < copies else self.document(rng)
+
+    def copy(self, rng: random.Random) -> list[Turn]:
+        """Say again what was said: a stated liking or a code. What the base reads first; see `COPY_FIRST`."""
+        if rng.random() < 0.3:
+            return self._repeat_code(rng)
+        t = rng.choice(self.world.topics)
+        told = fill(rng.choice(self.world.likings), topic=t.name)
+        return [Turn(fill(rng.choice(LIKING_RECALLS), liking=told), t.name)]
+
+    def _repeat_code(self, rng: random.Random) -> list[Turn]:
+        c = codes.random_code(rng)
+        return [Turn(fill(rng.choice(NAME_ASKS), prefix=fill(rng.choice(codes.PREFIXES), code=c)), c)]
 
     def document(self, rng: random.Random) -> list[Turn]:
         """One document: most have one turn, some two to four of any kinds."""
@@ -204,7 +224,7 @@ class Corpus:
         c = codes.random_code(rng)
         kind = rng.randrange(4)
         if kind == 0:
-            return [Turn(fill(rng.choice(NAME_ASKS), prefix=fill(rng.choice(codes.PREFIXES), code=c)), c)]
+            return self._repeat_code(rng)
         if kind == 1:
             same = rng.random() < 0.5
             other = codes.random_code(rng, first=c[:3]) if same else codes.random_code(rng)
