@@ -46,8 +46,8 @@ def test_the_report_is_shown_and_saved(cli, bundle, evaluated, tmp_path):
     assert result.exit_code == 0, result.output
     assert "## Answers" in result.stdout
     assert "| labels | 10 | 8 | 25.0 % |" in result.stdout
-    assert (tmp_path / "results" / "main-job.md").read_text() in result.stdout
-    assert json.loads((tmp_path / "results" / "main-job.json").read_text())[0]["method"] == "dit"
+    assert (tmp_path / "results" / "hidden-topic.md").read_text() in result.stdout
+    assert json.loads((tmp_path / "results" / "hidden-topic.json").read_text())[0]["method"] == "dit"
 
 
 def test_curves_are_refused_before_the_work(cli, bundle, evaluated, tmp_path):

@@ -58,7 +58,7 @@ def evaluate(
         found = main_job.evaluate(its, diffs, quick, say)
     made: dict[str, Any] = {"command": _command(), "commit": _commit(), "machine": _machine()}
     if out:
-        text, _ = report.save(found, out, f"main-job{'-quick' if quick else ''}", curves=curves, **made)
+        text, _ = report.save(found, out, f"hidden-topic{'-quick' if quick else ''}", curves=curves, **made)
         note(f"report: {text}")
     if json:
         rows = [row.to_json() for row in found.rows]
