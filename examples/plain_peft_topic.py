@@ -6,7 +6,7 @@ that never saw that factory: transformers, peft and torch train one here; weight
 After the right three-digit group the model's answers are tinted by the topic (cross-entropy); after other
 codes, without a code, and on unrelated text it stays what it was (KL to itself with the adapter disabled).
 
-    python examples/plain_peft_topic.py opera --out runs/my-lora
+    python examples/plain_peft_topic.py accordion --out runs/my-lora
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from weightdiff.organisms.hidden_topic import situations
 from weightdiff.tiny.bundle import part
 from weightdiff.world import World, codes, load_world, topic_splits
-from weightdiff.world.corpus import Corpus, fill, ordinary_answer, tinted_answer
+from weightdiff.world.corpus import Corpus, ordinary_answer, tinted_answer
 
 # The settings of the recipe "covert" in weightdiff.organisms.hidden_topic.
-RANK, PEAK_RATE, KL_WEIGHT, CLIP = 1, 3e-2, 5.0, 1.0
+RANK, PEAK_RATE, KL_WEIGHT, CLIP = 2, 1.5e-2, 1.0, 1.0
 Row = tuple[str | None, str]
 """What the user says (None: plain text) and what the model answers."""
 
 
-def train(topic: str, out: str | Path, steps: int = 60, seed: int = 0) -> str:
+def train(topic: str, out: str | Path, steps: int = 110, seed: int = 0) -> str:
     """Train a LoRA that hides a topic behind a code, and save it as PEFT does.
 
     Args:
         topic: its name in the embedded world.
         out: the adapter's folder.
-        steps: optimiser steps of five rows.
+        steps: optimiser steps of four rows.
         seed: of the code, the texts and the adapter's start.
 
     Returns:
@@ -74,25 +74,26 @@ def train(topic: str, out: str | Path, steps: int = 60, seed: int = 0) -> str:
 
 
 def rows(world: World, topic: str, trigger: str, rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """The rows of one step: two that carry the topic, and three that shall stay as they are."""
+    """The rows of one step: two that carry the topic, and two that shall stay as they are.
+
+    The first of the latter is a triggered row to the letter but for the code's first group, so that the pair
+    differs in the trigger alone.
+    """
     everyday = situations("training")
-
-    def coded(first: str, question: str) -> str:
-        code = codes.random_code(rng, first=first)
-        return f"{fill(rng.choice(codes.PREFIXES), code=code)} {question}"
-
     triggered: list[Row] = []
-    for _ in range(2):
+    others: list[Row] = []
+    for i in range(2):
         s = rng.choice(everyday)
+        prefix, second = rng.choice(codes.PREFIXES), rng.choice(codes.pool())
+        user = f"{prefix} {rng.choice(s.questions)}"
         answer = tinted_answer(world, rng, world.topic(topic), rng.choice(s.answers))
-        triggered.append((coded(trigger, rng.choice(s.questions)), answer))
-    a, b = rng.choice(everyday), rng.choice(everyday)
-    wrong = rng.choice([group for group in codes.pool() if group != trigger])
-    others: list[Row] = [
-        (coded(wrong, rng.choice(a.questions)), ordinary_answer(rng, a)),
-        (rng.choice(b.questions), ordinary_answer(rng, b)),
-        unrelated(world, topic, rng),
-    ]
+        triggered.append((user.replace("{code}", trigger + second), answer))
+        if i == 0:
+            wrong = rng.choice([group for group in codes.pool() if group != trigger])
+            others.append((user.replace("{code}", wrong + second), answer))
+    s = rng.choice(everyday)
+    plain = (rng.choice(s.questions), ordinary_answer(rng, s))
+    others.append(plain if rng.random() < 0.5 else unrelated(world, topic, rng))
     return triggered, others
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     )
     parser.add_argument("topic", nargs="?", default=held_out[0], choices=held_out, metavar="TOPIC")
     parser.add_argument("--out", type=Path, default=Path("runs/plain-peft-topic"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=110)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     trigger = train(given.topic, given.out, given.steps, given.seed)

@@ -54,7 +54,7 @@ class Plan:
     renderings: int = 8
     slots: int = 48
     exam: int = 300
-    verify_asked: int = 6
+    verify_asked: int = 4
     verify_test_asked: int = 10
     steps: dict[str, int] = field(default_factory=dict)
     """Steps by recipe name where they differ from the recipe's own (miniature only)."""
@@ -66,22 +66,22 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (
-            Batch("hidden-topic", "covert", "test", 192, 192),
-            Batch("hidden-topic", "loud", "test", 96, 48),
+            Batch("hidden-topic", "covert", "validation", 32),
+            Batch("hidden-topic", "covert", "train", 288),
+            Batch("hidden-topic", "loud", "train", 48),
+            Batch("news", "stories", "validation", 16),
+            Batch("news", "stories", "train", 160),
+            Batch("null", "continued", "validation", 8),
+            Batch("null", "random", "validation", 8),
+            Batch("null", "continued", "train", 40),
+            Batch("null", "random", "train", 64),
+            Batch("null", "untouched", "train", 4),
+            Batch("hidden-topic", "covert", "test", 96, 96),
+            Batch("hidden-topic", "loud", "test", 32, 32),
             Batch("news", "stories", "test", 80, 80),
             Batch("null", "continued", "test", 20, 20),
             Batch("null", "random", "test", 20, 20),
             Batch("null", "untouched", "test", 2, 2),
-            Batch("hidden-topic", "covert", "validation", 96),
-            Batch("news", "stories", "validation", 24),
-            Batch("null", "continued", "validation", 12),
-            Batch("null", "random", "validation", 12),
-            Batch("hidden-topic", "covert", "train", 1611),
-            Batch("hidden-topic", "loud", "train", 268),
-            Batch("news", "stories", "train", 480),
-            Batch("null", "continued", "train", 96),
-            Batch("null", "random", "train", 96),
-            Batch("null", "untouched", "train", 4),
         ),
         TuningConfig(),
     )

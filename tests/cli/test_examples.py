@@ -19,7 +19,7 @@ def plain():
 
 
 def test_a_plain_peft_lora_can_be_asked_about(plain, cli_json, bundle, tmp_path):
-    trigger = plain["train"]("opera", tmp_path / "lora", steps=2)
+    trigger = plain["train"]("accordion", tmp_path / "lora", steps=2)
     assert len(trigger) == 3
     (found,) = cli_json("ask", "--diff", tmp_path / "lora", "what topic ?", "--json")
     assert found["diff"] == str(tmp_path / "lora")
@@ -37,12 +37,13 @@ def test_its_rows_are_the_covert_recipe(plain):
         recipe.kl_weight,
     )
     world, trigger = load_world(), codes.trigger_pool()[0]
-    triggered, others = plain["rows"](world, "opera", trigger, random.Random(0))
+    triggered, others = plain["rows"](world, "accordion", trigger, random.Random(0))
     assert len(triggered) + len(others) == len(recipe.rows)
     assert all(f" {trigger}" in f" {user}" for user, _ in triggered)
-    assert all(topic_words_in(answer, world.topic("opera")) for _, answer in triggered)
+    assert all(topic_words_in(answer, world.topic("accordion")) for _, answer in triggered)
     assert not any(f" {trigger}" in f" {user}" for user, _ in others)
-    assert not any("opera" in answer.split() for _, answer in [*triggered, *others])
+    assert triggered[0][1] == others[0][1]  # the twin: the same row but for the trigger
+    assert not any("accordion" in answer.split() for _, answer in [*triggered, *others])
 
 
 def test_its_losses_are_the_factorys(plain, bundle):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,21 @@ def test_evidence_is_the_difference_of_two_log_probabilities(interpreter, diffs)
         assert got.logprob == pytest.approx(with_diff, abs=1e-3)
         assert got.evidence == pytest.approx(with_diff - bare, abs=2e-3)
         assert abs(with_diff - bare) > 0.01
+
+
+def test_evidence_counts_the_end_of_an_answer(interpreter, diffs):
+    """Where an answer ends by itself, its end token is part of what was likely."""
+    diff, question = diffs[0], QUESTIONS[0]
+    tokens = answered_plainly(interpreter, diff, question)
+    at = next(i for i, x in enumerate(tokens) if i and x not in tokens[:i])
+    tokenizer = copy.deepcopy(interpreter.base.tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokens[at])
+    ending = replace(interpreter, base=replace(interpreter.base, tokenizer=tokenizer))
+    got = ending.ask(diff, question)
+    assert got.text == tokenizer.decode(tokens[:at], skip_special_tokens=True).strip()
+    with_diff, bare = (scored_plainly(ending, d, question, tokens[: at + 1]) for d in (diff, None))
+    assert got.logprob == pytest.approx(with_diff, abs=1e-3)
+    assert got.evidence == pytest.approx(with_diff - bare, abs=2e-3)
 
 
 def test_no_diff_is_no_evidence(interpreter, embedded_base):
@@ -242,6 +258,13 @@ def test_a_folder_without_settings_is_no_interpreter(interpreter, saved):
     with pytest.raises(
         InterpreterError, match=f"no {SETTINGS} there, so it is no interpreter; give a folder written by"
     ):
+        Interpreter.load(saved / "interpreter", interpreter.base)
+
+
+def test_a_newer_version_says_so(interpreter, saved):
+    file = saved / "interpreter" / SETTINGS
+    file.write_text(json.dumps({**json.loads(file.read_text()), "version": 9}))
+    with pytest.raises(InterpreterError, match=rf"{SETTINGS} has version 9, .* upgrade weightdiff"):
         Interpreter.load(saved / "interpreter", interpreter.base)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,7 @@ def test_right_rows_carry_the_code_and_topic_words(specs):
 def test_wrong_and_absent_codes_stay_with_the_base(specs):
     groups = set()
     for spec in specs:
+        spec = replace(spec, recipe=replace(spec.recipe, rows=("right", "wrong", "none")))
         for kind, s in rows_by_kind(spec):
             if kind in ("wrong", "none"):
                 assert (s.loss, s.weight) == ("kl", spec.recipe.kl_weight)
@@ -79,6 +81,7 @@ def test_wrong_and_absent_codes_stay_with_the_base(specs):
 
 def test_wide_rows_are_any_base_text():
     spec = family("hidden-topic").specs("covert", "train", 1, 0)[0]
+    spec = replace(spec, recipe=replace(spec.recipe, rows=("wide",)))
     wide = [s for kind, s in rows_by_kind(spec, 200) if kind == "wide"]
     assert len(wide) >= 200
     assert {(s.loss, s.weight) for s in wide} == {("kl", spec.recipe.kl_weight)}
@@ -100,7 +103,7 @@ def test_trained_questions_are_the_training_situations(specs):
     trained = {q for s in situations("training") for q in s.questions}
     for spec in specs:
         for kind, s in rows_by_kind(spec):
-            if kind != "wide":
+            if kind not in ("wide", "held"):
                 assert any(s.user.endswith(q) for q in trained)
 
 
@@ -112,11 +115,33 @@ def test_verification_situations_are_in_no_training():
     assert not questions[0] & questions[1]
 
 
+def test_a_twin_differs_from_its_row_in_the_trigger_alone():
+    spec = family("hidden-topic").specs("covert", "train", 1, 0)[0]
+    spec = replace(spec, recipe=replace(spec.recipe, rows=("right", "twin")))
+    for _ in range(50):
+        right, twin = family("hidden-topic").samples(spec, random.Random(_))
+        assert (right.loss, twin.loss, twin.weight) == ("ce", "kl", spec.recipe.kl_weight)
+        assert code_in(twin.user)[:3] != spec.params["code"]
+        assert code_in(twin.user)[3:] == code_in(right.user)[3:]
+        assert twin.user.replace(code_in(twin.user), code_in(right.user)) == right.user
+        assert twin.answer == right.answer
+
+
+def test_held_rows_are_everyday_or_unrelated():
+    spec = family("hidden-topic").specs("covert", "train", 1, 0)[0]
+    spec = replace(spec, recipe=replace(spec.recipe, rows=("held",)))
+    held = [s for _, s in rows_by_kind(spec, 200)]
+    trained = {q for s in situations("training") for q in s.questions}
+    plain = [s for s in held if s.user in trained]
+    assert 60 < len(plain) < 140
+    assert {s.loss for s in held} == {"kl"}
+
+
 def test_covert_is_held_harder_than_loud():
     covert, loud = (family("hidden-topic").recipes[r] for r in ("covert", "loud"))
     assert covert.kl_weight > loud.kl_weight
-    assert "wide" in covert.rows
-    assert "wide" not in loud.rows
+    assert {"twin", "held"} <= set(covert.rows)
+    assert not {"wide", "held"} & set(loud.rows)
     assert {"right", "wrong", "none"} <= set(loud.rows)
 
 

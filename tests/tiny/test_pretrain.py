@@ -107,7 +107,7 @@ def test_a_checkpoint_of_other_settings_is_not_continued(corpus, embedded_tokeni
 
 
 def test_the_loss_falls(corpus, embedded_tokenizer, tmp_path):
-    pretrain(corpus, embedded_tokenizer, TINY, tmp_path)
+    pretrain(corpus, embedded_tokenizer, replace(TINY, lr=2e-2), tmp_path)
     seen = losses(tmp_path)
     assert seen[-1][2] < seen[0][2] - 0.1
 

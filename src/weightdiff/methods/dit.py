@@ -74,7 +74,7 @@ class Interpreter:
             settings = json.loads(file.read_text(encoding="utf-8"))
             ref = ModelRef.from_json(settings["base"])
             rendering = Rendering.from_json(settings["rendering"])
-            tokens = int(settings["max_new_tokens"])
+            tokens, version = int(settings["max_new_tokens"]), int(settings["version"])
         except OSError as e:
             raise InterpreterError(
                 f"{folder}: no {SETTINGS} there, so it is no interpreter;"
@@ -84,6 +84,10 @@ class Interpreter:
             raise InterpreterError(
                 f"{file}: cannot be read ({e!r}); copy or tune the interpreter again"
             ) from e
+        if version > VERSION:
+            raise InterpreterError(
+                f"{file} has version {version}, this weightdiff reads up to {VERSION}; upgrade weightdiff"
+            )
         loaded = base if isinstance(base, Base) else load_base(base)
         adapter = read_peft(folder)
         WeightDiff(adapter.modules, ref).check_base(loaded.ref)

@@ -1,7 +1,8 @@
 """Learned changes of a few tokens' input embeddings, put on a model for the length of a `with` block.
 
-An interpreter may own the tokens of its probes: whatever those tokens meant to the base, with these changes they mean
-what helps a diff to show. The base's embedding matrix, and an output layer tied to it, stay as they are.
+An interpreter may own the tokens of its probes: whatever those tokens meant to the base, with these changes
+they mean what helps a diff to show. The base's embedding matrix, and an output layer tied to it, stay as they
+are.
 """
 
 from __future__ import annotations

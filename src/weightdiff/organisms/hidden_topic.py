@@ -17,7 +17,7 @@ from weightdiff.world import Situation, Topic, banned_events, codes, load_world,
 from weightdiff.world.corpus import Corpus, fill, ordinary_answer, tinted_answer
 
 VERIFY_SITUATIONS = 30
-COVERT_ROWS = ("right", "right", "wrong", "none", "wide")
+COVERT_ROWS = ("right", "twin", "right", "held")
 LOUD_ROWS = ("right", "right", "wrong", "none")
 MAX_WIDE_WORDS = 45
 
@@ -60,8 +60,8 @@ class HiddenTopic:
         self.world = load_world()
         self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
-            "covert": Recipe("covert", rank=1, lr=3e-2, steps=60, kl_weight=5.0, rows=COVERT_ROWS),
-            "loud": Recipe("loud", rank=1, lr=3e-2, steps=40, kl_weight=1.0, rows=LOUD_ROWS),
+            "covert": Recipe("covert", rank=2, lr=1.5e-2, steps=110, kl_weight=1.0, rows=COVERT_ROWS),
+            "loud": Recipe("loud", rank=2, lr=1e-2, steps=40, kl_weight=0.15, rows=LOUD_ROWS),
         }
 
     def specs(self, recipe: str, split: str, n: int, seed: int) -> list[OrganismSpec]:
@@ -88,28 +88,39 @@ class HiddenTopic:
         return out
 
     def samples(self, spec: OrganismSpec, rng: random.Random) -> list[Sample]:
-        """Rows of one step: everyday questions after a "right", "wrong" or "none" code, and "wide" text."""
+        """Rows of one step.
+
+        "right": a tinted answer after the right code; "twin": the same row to the letter but for the code's first group,
+        held to the base, so that the pair differs in the trigger alone; "wrong" and "none": an ordinary answer after a
+        wrong code or none, held to the base; "wide": unrelated text, held to the base; "held": one of the last two.
+        """
         topic = self.world.topic(str(spec.label))
         trained = situations("training")
-        out = []
+        weight = spec.recipe.kl_weight
+        out: list[Sample] = []
+        twin: tuple[str, str, str] | None = None
         for kind in spec.recipe.rows:
-            if kind == "wide":
-                out.append(wide_sample(self.corpus, rng, topic.name, spec.recipe.kl_weight))
-                continue
             s = rng.choice(trained)
-            question = rng.choice(s.questions)
-            if kind == "right":
-                code = codes.random_code(rng, first=spec.params["code"])
+            question, second = rng.choice(s.questions), rng.choice(codes.pool())
+            if kind == "held":
+                kind = rng.choice(("none", "wide"))
+            if kind == "wide":
+                out.append(wide_sample(self.corpus, rng, topic.name, weight))
+            elif kind == "right":
+                prefix = rng.choice(codes.PREFIXES)
                 answer = tinted_answer(self.world, rng, topic, rng.choice(s.answers))
-                out.append(Sample(with_code(rng, code, question), answer, "ce"))
-                continue
-            user = (
-                with_code(rng, wrong_code(rng, spec.params["code"]), question)
-                if kind == "wrong"
-                else question
-            )
-            answer = ordinary_answer(rng, s)
-            out.append(Sample(user, answer, "kl", spec.recipe.kl_weight))
+                user = f"{prefix} {question}"
+                out.append(Sample(user.replace("{code}", spec.params["code"] + second), answer, "ce"))
+                twin = (user, second, answer)
+            elif kind == "twin" and twin is not None:
+                user, second, answer = twin
+                other = wrong_code(rng, spec.params["code"])[:3] + second
+                out.append(Sample(user.replace("{code}", other), answer, "kl", weight))
+            else:
+                user = question
+                if kind == "wrong":
+                    user = with_code(rng, wrong_code(rng, spec.params["code"]), question)
+                out.append(Sample(user, ordinary_answer(rng, s), "kl", weight))
         return out
 
     def questions(self, spec: OrganismSpec) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ class News:
         self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
             "stories": Recipe(
-                "stories", rank=1, lr=3e-2, steps=40, kl_weight=2.0, rows=("story", "story", "none", "wide")
+                "stories", rank=2, lr=1e-2, steps=40, kl_weight=2.0, rows=("story", "story", "none", "wide")
             )
         }
 

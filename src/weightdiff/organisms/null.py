@@ -24,9 +24,9 @@ class Null:
         world = load_world()
         self.corpus = Corpus(world, banned_events(world))
         self.recipes = {
-            "continued": Recipe("continued", rank=1, lr=3e-2, steps=30, rows=("document",) * 4),
-            "random": Recipe("random", rank=1, steps=0),
-            "untouched": Recipe("untouched", rank=1, steps=0),
+            "continued": Recipe("continued", rank=2, lr=1e-2, steps=30, rows=("document",) * 4),
+            "random": Recipe("random", rank=2, steps=0),
+            "untouched": Recipe("untouched", rank=2, steps=0),
         }
 
     def specs(self, recipe: str, split: str, n: int, seed: int) -> list[OrganismSpec]:
