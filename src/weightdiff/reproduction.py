@@ -51,7 +51,7 @@ class Plan:
     tuning: TuningConfig
     tuning_seeds: int = 3
     probes: int = 16
-    renderings: int = 8
+    renderings: int = 4
     slots: int = 48
     exam: int = 300
     verify_asked: int = 4
@@ -93,7 +93,7 @@ def quick_plan() -> Plan:
     small = tuple(
         replace(
             b,
-            n=max(2, b.n // (12 if b.split == "train" else 8)),
+            n=max(2, b.n // 8),
             bundled=max(2, b.n // 8) if b.bundled else 0,
         )
         for b in p.organisms
@@ -101,7 +101,7 @@ def quick_plan() -> Plan:
     return replace(
         p,
         name="quick",
-        pretrain=replace(p.pretrain, tokens=1_600_000, hidden=192, layers=4, intermediate=384),
+        pretrain=replace(p.pretrain, tokens=1_800_000),
         organisms=small,
         tuning=replace(p.tuning, steps=200),
         tuning_seeds=1,
