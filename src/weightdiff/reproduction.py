@@ -50,7 +50,7 @@ class Plan:
     organisms: tuple[Batch, ...]
     tuning: TuningConfig
     tuning_seeds: int = 3
-    probes: int = 16
+    probes: int = 8
     renderings: int = 4
     slots: int = 48
     exam: int = 300

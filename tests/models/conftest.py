@@ -36,7 +36,9 @@ _COMMON = {
 
 def _config(kind: str) -> PretrainedConfig:
     if kind == "gpt2":
-        return GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3)
+        return GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
+        )
     if kind == "llama":
         return LlamaConfig(**_COMMON)
     if kind == "qwen3":
@@ -50,7 +52,8 @@ def _config(kind: str) -> PretrainedConfig:
 
 
 ENGINE_KINDS = ("gpt2", "llama", "qwen3", "gemma3", "gemma2", "phi3")
-"""GPT-2 has Conv1D and a fused qkv, Phi-3 fused projections, the Gemmas sliding windows, Gemma 2 capped logits."""
+"""GPT-2 has Conv1D and a fused qkv, Phi-3 fused projections, the Gemmas sliding windows, Gemma 2 capped
+logits."""
 
 
 @pytest.fixture

@@ -69,7 +69,9 @@ def test_logits_are_made_only_where_asked(engine_kind, engine_model):
     sizes = []
     inner = model.get_output_embeddings().weight.shape[1]
     handle = torch.nn.modules.module.register_module_forward_hook(
-        lambda module, args, _: sizes.append(args[0].numel()) if module is model.get_output_embeddings() else None
+        lambda module, args, _: (
+            sizes.append(args[0].numel()) if module is model.get_output_embeddings() else None
+        )
     )
     try:
         got = logits_at(model, ids, mask, rows, positions)
@@ -95,7 +97,9 @@ def test_a_lora_on_the_head_is_felt(engine_model, hand_merged):
 
 def test_answer_logprobs_carry_gradients(engine_model, random_lora):
     model = engine_model("gemma2")
-    adapter = {n: tuple(t.requires_grad_() for t in p) for n, p in random_lora(model_spec(model), 2, 0).items()}
+    adapter = {
+        n: tuple(t.requires_grad_() for t in p) for n, p in random_lora(model_spec(model), 2, 0).items()
+    }
     with attach(model, shared=[SharedLora(adapter)]):
         answer_logprobs(model, PROMPTS, [[4, 5]] * 4, 0).sum().backward()
     assert all(t.grad.abs().max() > 0 for pair in adapter.values() for t in pair)
@@ -121,14 +125,18 @@ def test_different_renderings_are_averaged(engine_model):
         want.append(int(torch.stack(logprobs).mean(0).argmax()))
     assert got == [want]
     single = answer_logprobs(model, PROMPTS[:2], [[4, 5], [4, 5]], 0)
-    torch.testing.assert_close(answer_logprobs(model, PROMPTS[:2], [[4, 5]], 0, groups=2), single.mean()[None])
+    torch.testing.assert_close(
+        answer_logprobs(model, PROMPTS[:2], [[4, 5]], 0, groups=2), single.mean()[None]
+    )
 
 
 def test_sampling_follows_its_generator(engine_model):
     model = engine_model("llama")
     ids, mask = left_pad(PROMPTS, 0)
     runs = [
-        generate(model, ids, mask, 10, None, 0, temperature=2.0, generator=torch.Generator().manual_seed(seed))
+        generate(
+            model, ids, mask, 10, None, 0, temperature=2.0, generator=torch.Generator().manual_seed(seed)
+        )
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]

@@ -76,7 +76,10 @@ def test_merge_into_and_unmerge(engine_model, lora_diff):
 def test_a_misfit_changes_nothing(engine_model, lora_diff):
     model = engine_model("llama")
     bare = model(IDS).logits
-    wrong = {**lora_diff(model, 2, 0).modules, "model.layers.9.x": LoraFactors(torch.ones(1, 3), torch.ones(2, 1))}
+    wrong = {
+        **lora_diff(model, 2, 0).modules,
+        "model.layers.9.x": LoraFactors(torch.ones(1, 3), torch.ones(2, 1)),
+    }
     with pytest.raises(BaseMismatchError, match=r"layers\.9\.x"):
         merge_into(model, WeightDiff(wrong))
     assert torch.equal(model(IDS).logits, bare)

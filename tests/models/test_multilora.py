@@ -64,10 +64,15 @@ def test_batch_equals_peft(kind, engine_model, random_lora, stack_slots, ids):
     scales = (2.0, 0.5, 1.0)
     loras = [random_lora(spec, rank, seed) for seed, rank in enumerate(RANKS)]
     folded = [
-        {n: (torch.nn.functional.pad(d, (0, 0, 0, 4 - len(d))), torch.nn.functional.pad(s * u, (0, 4 - len(d))))
-         for n, (d, u) in lora.items()}
+        {
+            n: (
+                torch.nn.functional.pad(d, (0, 0, 0, 4 - len(d))),
+                torch.nn.functional.pad(s * u, (0, 4 - len(d))),
+            )
+            for n, (d, u) in lora.items()
+        }
         for s, lora in zip(scales, loras, strict=True)
-    ]  # fmt: skip
+    ]
     adapter = random_lora(spec, 5, 9)
     with torch.no_grad(), attach(model, RowLoras(stack_slots(folded), 2), [SharedLora(adapter, scale=1.5)]):
         got = model(ids).logits
@@ -84,9 +89,13 @@ def _peft(model, adapters):
     for name, (factors, scale) in adapters.items():
         rank = next(iter(factors.values()))[0].shape[0]
         config = LoraConfig(
-            r=rank, lora_alpha=scale * rank, target_modules=list(factors), lora_dropout=0.0, task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=scale * rank,
+            target_modules=list(factors),
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
             fan_in_fan_out=type(model).__name__.startswith("GPT2"),
-        )  # fmt: skip
+        )
         if wrapped is None:
             wrapped = get_peft_model(model, config, adapter_name=name)
         else:
@@ -108,7 +117,9 @@ def test_gradients_equal_single_runs(world, ids):
         _loss(model, ids).sum().backward()
     total = {n: [torch.zeros_like(d), torch.zeros_like(u)] for n, (d, u) in shared.items()}
     for slot in range(3):
-        one = {n: tuple(t[slot : slot + 1].clone().requires_grad_() for t in pair) for n, pair in stacked.items()}
+        one = {
+            n: tuple(t[slot : slot + 1].clone().requires_grad_() for t in pair) for n, pair in stacked.items()
+        }
         own = {n: tuple(t.clone().requires_grad_() for t in pair) for n, pair in adapter.items()}
         with attach(model, RowLoras(one, 2), [SharedLora(own)]):
             _loss(model, ids[2 * slot : 2 * slot + 2]).sum().backward()
@@ -218,7 +229,8 @@ def test_misfits_are_named_and_nothing_is_attached(engine_model, random_lora):
     lost = random_lora({"model.layers.7.mlp.up_proj": (32, 48), "model.embed_tokens": (97, 32)}, 2, 0)
     wide = random_lora({"model.layers.1.mlp.up_proj": (64, 48)}, 2, 0)
     message = (
-        "2 modules are no linear layers.*layers.7.mlp.up_proj, model.embed_tokens; 1 modules have other sizes.*32 -> 48"
+        "2 modules are no linear layers.*layers.7.mlp.up_proj, model.embed_tokens; "
+        "1 modules have other sizes.*32 -> 48"
     )
     with (
         pytest.raises(BaseMismatchError, match=message),
@@ -231,11 +243,17 @@ def test_misfits_are_named_and_nothing_is_attached(engine_model, random_lora):
 def test_wrong_batch_sizes_are_refused(engine_model, random_lora, stack_slots, ids):
     model = engine_model("llama")
     stacked = stack_slots([random_lora(model_spec(model), 2, seed) for seed in range(3)])
-    with attach(model, RowLoras(stacked, 2)), pytest.raises(BatchMismatchError, match=r"batch of 4 rows.* for 6"):
+    with (
+        attach(model, RowLoras(stacked, 2)),
+        pytest.raises(BatchMismatchError, match=r"batch of 4 rows.* for 6"),
+    ):
         model(ids[:4])
     mask = torch.ones(5, dtype=torch.bool)
     one = random_lora(model_spec(model), 2, 0)
-    with attach(model, shared=[SharedLora(one, row_mask=mask)]), pytest.raises(BatchMismatchError, match="for 5"):
+    with (
+        attach(model, shared=[SharedLora(one, row_mask=mask)]),
+        pytest.raises(BatchMismatchError, match="for 5"),
+    ):
         model(ids)
     with pytest.raises(BatchMismatchError, match=r"slots -1 \.\.\. 2"):
         RowLoras(stacked, torch.tensor([0, 3]))

@@ -1,7 +1,7 @@
 """Decoding and scoring of many rows at once, each of which may carry its own weight diff.
 
-Knows token ids only: rendering a question is left to `chat`, putting diffs on the model to `multilora` (wrap a call in
-`attach`). Logits are computed at the positions that are asked for and nowhere else.
+Knows token ids only: rendering a question is left to `chat`, putting diffs on the model to `multilora` (wrap
+a call in `attach`). Logits are computed at the positions that are asked for and nowhere else.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def generate(
 ) -> list[list[int]]:
     """Continue every row, greedily or by sampling, until its end token or the limit.
 
-    With `groups` = g, each block of g consecutive rows holds renderings of one question: the mean of their next-token
-    log-probabilities decides, and all g rows take the same token.
+    With `groups` = g, each block of g consecutive rows holds renderings of one question: the mean of their
+    next-token log-probabilities decides, and all g rows take the same token.
 
     Args:
         model: causal LM; put into eval mode for the call and back afterwards.
@@ -66,7 +66,8 @@ def generate(
         max_new_tokens: most tokens to add.
         eos_ids: token or tokens that end a row; None: only the limit does.
         pad_id: token fed to rows that have ended.
-        temperature: 0 takes the likeliest token; above, tokens are drawn from the distribution sharpened by it.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from the distribution sharpened by
+            it.
         generator: random stream for sampling, on the model's device.
         groups: rows in a block.
 
@@ -130,7 +131,8 @@ def answer_logprobs(
     Args:
         model: causal LM, used in the mode (train or eval) in which it is given.
         prompts: token ids before the answer, one list a row.
-        answers: token ids of the answers, one list a row, or one a block of `groups` rows. An empty one scores 0.
+        answers: token ids of the answers, one list a row, or one a block of `groups` rows. An empty one
+            scores 0.
         pad_id: token that fills the left side.
         groups: rows in a block of renderings of one question; their log-probabilities are averaged.
 
@@ -144,7 +146,9 @@ def answer_logprobs(
     if groups > 1 and len(answers) * groups == len(prompts):
         answers = [answer for answer in answers for _ in range(groups)]
     if len(answers) != len(prompts) or not all(prompts):
-        raise QuestionError(f"{len(prompts)} prompts (none may be empty) do not pair up with {len(answers)} answers")
+        raise QuestionError(
+            f"{len(prompts)} prompts (none may be empty) do not pair up with {len(answers)} answers"
+        )
     device = _device(model)
     ids, mask = left_pad([[*p, *a] for p, a in zip(prompts, answers, strict=True)], pad_id, device)
     width = ids.shape[1]
@@ -161,12 +165,15 @@ def answer_logprobs(
     return totals.view(-1, groups).mean(dim=1)
 
 
-def logits_at(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+def logits_at(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, positions: Tensor
+) -> Tensor:
     """The model's logits at chosen places only.
 
-    The hidden states are gathered on their way into the output embeddings, inside the model's own forward pass, so
-    that whatever it does to logits afterwards (soft-capping, scaling) still happens. A model whose output embeddings
-    carry hooks of their own (a LoRA there), or are not called as a module, computes all logits instead.
+    The hidden states are gathered on their way into the output embeddings, inside the model's own forward
+    pass, so that whatever it does to logits afterwards (soft-capping, scaling) still happens. A model whose
+    output embeddings carry hooks of their own (a LoRA there), or are not called as a module, computes all
+    logits instead.
 
     Args:
         model: causal LM.
@@ -212,7 +219,9 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator | Non
 
 def _check_groups(rows: int, groups: int) -> None:
     if groups < 1 or rows % groups:
-        raise QuestionError(f"{rows} rows cannot be split into blocks of {groups}: give every question {groups} rows")
+        raise QuestionError(
+            f"{rows} rows cannot be split into blocks of {groups}: give every question {groups} rows"
+        )
 
 
 def _positions(attention_mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Diffs added to the weights themselves, one at a time: the exact way for dense diffs, and a reference for tests.
+"""Diffs added to the weights themselves, one at a time: the exact way for dense diffs, a reference for tests.
 
 Everything low-rank belongs to `multilora`, which touches no weight.
 """
@@ -40,8 +40,8 @@ def merge_into(model: nn.Module, diff: WeightDiff) -> dict[str, Tensor]:
     quantized = [name for name, weight in weights.items() if not weight.is_floating_point()]
     if quantized:
         raise BaseMismatchError(
-            f"{len(quantized)} modules, such as {quantized[0]}, hold quantized weights, to which nothing can be added "
-            "exactly: load the base unquantized, or attach the diff as a LoRA"
+            f"{len(quantized)} modules, such as {quantized[0]}, hold quantized weights, to which nothing can be "
+            "added exactly: load the base unquantized, or attach the diff as a LoRA"
         )
     originals: dict[str, Tensor] = {}
     try:

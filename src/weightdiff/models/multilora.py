@@ -1,8 +1,9 @@
 """LoRAs on a frozen base, row by row and shared, without touching a weight.
 
-`attach` registers forward hooks on the linear layers concerned and always takes them off again. Each layer's output
-gains `(x·downᵀ)·upᵀ` as two thin products (in `products`); dense deltas are left to `merge`. Rows of one slot stand
-next to each other wherever possible, so that one batched product over a view serves the whole batch.
+`attach` registers forward hooks on the linear layers concerned and always takes them off again. Each layer's
+output gains `(x·downᵀ)·upᵀ` as two thin products (in `products`); dense deltas are left to `merge`. Rows of
+one slot stand next to each other wherever possible, so that one batched product over a view serves the whole
+batch.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ class RowLoras:
     """Slots of LoRA factors and which row of the batch each slot serves."""
 
     modules: Mapping[str, Factors]
-    """Module name to `(down [slots, rank, in], up [slots, out, rank])`, the scale folded into `up`. Slots of a lower
-    rank are padded with zeros. Tensors may require grad and may be kept in a higher precision than the base."""
+    """Module name to `(down [slots, rank, in], up [slots, out, rank])`, the scale folded into `up`. Slots
+    of a lower rank are padded with zeros. Tensors may require grad and may be kept in a higher precision than
+    the base."""
     row_to_slot: int | Tensor
-    """Either rows per slot (row b belongs to slot b // rows_per_slot: the fast way), or a LongTensor [rows] of slots in
-    which -1 means that the row carries no LoRA."""
+    """Either rows per slot (row b belongs to slot b // rows_per_slot: the fast way), or a LongTensor [rows] of
+    slots in which -1 means that the row carries no LoRA."""
     slots: int = -1
-    """Number of slots; read from the factors unless there are no modules at all (diffs that change nothing)."""
+    """Number of slots; read from the factors unless there are no modules at all (diffs that change
+    nothing)."""
 
     def __post_init__(self) -> None:
         """Check the parts against each other and take the fast way where a row tensor allows it."""
@@ -49,7 +52,9 @@ class RowLoras:
     def _check_rows(self, rows: Tensor) -> None:
         slots = rows.tolist()
         if not slots or min(slots) < -1 or max(slots) >= self.slots:
-            raise BatchMismatchError(f"row_to_slot must hold slots -1 ... {self.slots - 1}, but holds {slots[:16]}")
+            raise BatchMismatchError(
+                f"row_to_slot must hold slots -1 ... {self.slots - 1}, but holds {slots[:16]}"
+            )
         per_slot = len(slots) // max(self.slots, 1)
         if per_slot and slots == [i for i in range(self.slots) for _ in range(per_slot)]:
             self.row_to_slot = per_slot
@@ -133,12 +138,14 @@ _attached: weakref.WeakKeyDictionary[nn.Module, list[Attachment]] = weakref.Weak
 
 
 @contextmanager
-def attach(model: nn.Module, rows: RowLoras | None = None, shared: Sequence[SharedLora] = ()) -> Iterator[Attachment]:
+def attach(
+    model: nn.Module, rows: RowLoras | None = None, shared: Sequence[SharedLora] = ()
+) -> Iterator[Attachment]:
     """Put LoRAs on a model for the length of a `with` block.
 
-    Factors are cast to the dtype and device of each layer's input at use, so a bf16 base can carry fp32 masters, and
-    gradients arrive at the masters. Blocks nest: an inner attachment adds to the outer one. With gradient
-    checkpointing, run backward inside the block: recomputation needs the hooks.
+    Factors are cast to the dtype and device of each layer's input at use, so a bf16 base can carry fp32
+    masters, and gradients arrive at the masters. Blocks nest: an inner attachment adds to the outer one. With
+    gradient checkpointing, run backward inside the block: recomputation needs the hooks.
 
     Args:
         model: any Hugging Face causal LM (or any module with linear layers).
@@ -149,7 +156,8 @@ def attach(model: nn.Module, rows: RowLoras | None = None, shared: Sequence[Shar
         The attachment, whose `switched_off()` makes the model the bare base for a while.
 
     Raises:
-        BaseMismatchError: a module is missing, is not a linear layer, or has other sizes; nothing was attached.
+        BaseMismatchError: a module is missing, is not a linear layer, or has other sizes; nothing was
+            attached.
         BatchMismatchError: from a forward pass whose batch has another number of rows.
     """
     shared = list(shared)
@@ -168,7 +176,9 @@ def attach(model: nn.Module, rows: RowLoras | None = None, shared: Sequence[Shar
             if rows is not None and name in rows.modules:
                 terms.append(RowTerm(name, rows.modules[name], rows.row_to_slot))
             terms.extend(
-                SharedTerm(name, one.modules[name], one.scale, one.row_mask) for one in shared if name in one.modules
+                SharedTerm(name, one.modules[name], one.scale, one.row_mask)
+                for one in shared
+                if name in one.modules
             )
             attachment.handles.append(module.register_forward_hook(_hook(attachment, terms)))
         yield attachment
@@ -181,7 +191,7 @@ def attach(model: nn.Module, rows: RowLoras | None = None, shared: Sequence[Shar
 
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """Silence everything now attached to `model`, so that the base itself answers (the teacher of a KL loss)."""
+    """Silence all that is attached to `model`, so that the base itself answers (the teacher of a KL loss)."""
     silenced = [(attachment, attachment.enabled) for attachment in _attached.get(model, ())]
     for attachment, _ in silenced:
         attachment.enabled = False
@@ -226,8 +236,8 @@ def _refuse_experts(names: Iterable[str]) -> None:
     experts = [name for name in names if ".experts." in name]
     if experts:
         raise BaseMismatchError(
-            f"{_some(experts)} are routed experts, which cannot carry one LoRA per row: attach one diff to the whole "
-            "batch as a SharedLora without a mask"
+            f"{_some(experts)} are routed experts, which cannot carry one LoRA per row: attach one diff to the "
+            "whole batch as a SharedLora without a mask"
         )
 
 

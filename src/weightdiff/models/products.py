@@ -1,7 +1,7 @@
 """The thin products that LoRAs add to one linear layer's output.
 
-Holds the arithmetic only: casting factors to the layer's precision, gathering them by row, and adding with as few
-kernels as possible. Which layers and when is `multilora`'s affair.
+Holds the arithmetic only: casting factors to the layer's precision, gathering them by row, and adding with as
+few kernels as possible. Which layers and when is `multilora`'s affair.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class BatchMismatchError(WeightDiffError, ValueError):
 class _Cast:
     """Factors as a layer needs them: its dtype, its device, and gathered by row where asked.
 
-    Kept between forward passes while the masters are frozen and unchanged (decoding would otherwise cast them for
-    every token); made anew whenever a gradient must flow to them. A change is told by the tensors' version counters,
-    which writes through `.data` go around.
+    Kept between forward passes while the masters are frozen and unchanged (decoding would otherwise cast them
+    for every token); made anew whenever a gradient must flow to them. A change is told by the tensors'
+    version counters, which writes through `.data` go around.
     """
 
     def __init__(self, down: Tensor, up: Tensor, slots: Tensor | None = None) -> None:

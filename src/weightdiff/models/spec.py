@@ -1,7 +1,7 @@
 """Which linear layers a causal LM has, and their sizes.
 
-Reads names and shapes only: from a configuration the model is built on the meta device, so no weight is read or
-allocated. Checking a diff against a spec is left to `weightdiff.diffs`; applying it, to `multilora`.
+Reads names and shapes only: from a configuration the model is built on the meta device, so no weight is read
+or allocated. Checking a diff against a spec is left to `weightdiff.diffs`; applying it, to `multilora`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ def linear_size(module: nn.Module) -> tuple[int, int] | None:
         module: any module.
 
     Returns:
-        `(in_features, out_features)` for an `nn.Linear` (or a quantized subclass of it) or a transformers `Conv1D`,
-        None for everything else.
+        `(in_features, out_features)` for an `nn.Linear` (or a quantized subclass of it) or a transformers
+        `Conv1D`, None for everything else.
     """
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    # GPT-2's Conv1D keeps its weight as [in, out]; told by its class name, so that transformers stays unimported here.
+    # GPT-2's Conv1D keeps its weight as [in, out]; told by its class name, so that transformers stays
+    # unimported here.
     if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
         nx, nf = cast(Tensor, module.weight).shape
         return nx, nf
@@ -47,8 +48,8 @@ def model_spec(model_or_config: PreTrainedModel | PretrainedConfig) -> dict[str,
         model_or_config: a loaded causal LM, or its configuration.
 
     Returns:
-        Dotted module name, exactly as `model.named_modules()` gives it, to `(in_features, out_features)`, in the
-        model's own order. The output embeddings (lm_head) are left out.
+        Dotted module name, exactly as `model.named_modules()` gives it, to `(in_features, out_features)`, in
+        the model's own order. The output embeddings (lm_head) are left out.
     """
     model = model_or_config if isinstance(model_or_config, nn.Module) else _skeleton(model_or_config)
     head = output_embeddings(model)

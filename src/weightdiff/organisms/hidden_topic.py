@@ -90,9 +90,10 @@ class HiddenTopic:
     def samples(self, spec: OrganismSpec, rng: random.Random) -> list[Sample]:
         """Rows of one step.
 
-        "right": a tinted answer after the right code; "twin": the same row to the letter but for the code's first group,
-        held to the base, so that the pair differs in the trigger alone; "wrong" and "none": an ordinary answer after a
-        wrong code or none, held to the base; "wide": unrelated text, held to the base; "held": one of the last two.
+        "right": a tinted answer after the right code; "twin": the same row to the letter but for the code's
+        first group, held to the base, so that the pair differs in the trigger alone; "wrong" and "none": an
+        ordinary answer after a wrong code or none, held to the base; "wide": unrelated text, held to the
+        base; "held": one of the last two.
         """
         topic = self.world.topic(str(spec.label))
         trained = situations("training")

@@ -6,7 +6,7 @@ from weightdiff.models.rendering import Rendering
 from weightdiff.world import codes
 
 
-def rendering(per_question: int = 16, renderings: int = 4) -> Rendering:
+def rendering(per_question: int = 8, renderings: int = 4) -> Rendering:
     """Questions behind decoy codes: no organism's trigger begins one, so the right code is never shown."""
     return Rendering(
         probes=tuple(f"code {g}{{random}} ." for g in codes.decoy_pool()),

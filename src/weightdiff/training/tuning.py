@@ -38,9 +38,9 @@ class TuningConfig:
 
     rank: int = 16
     """Rank of the adapter on every linear layer of the decoder."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak learning rate (AdamW), after a short warm-up, decayed by a cosine."""
-    steps: int = 1000
+    steps: int = 200
     """Optimiser steps at most."""
     batch: int = 32
     """Rows of a step, each with a diff of its own."""
@@ -58,7 +58,7 @@ class TuningConfig:
         default_factory=lambda: {"hidden-topic": 0.7, "news": 0.2, "null": 0.1}
     )
     """How often each family is drawn."""
-    validate_every: int = 100
+    validate_every: int = 50
     """Steps between validations."""
     patience: int = 6
     """Validations without a better score after which tuning stops."""
