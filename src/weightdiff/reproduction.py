@@ -103,7 +103,7 @@ def quick_plan() -> Plan:
         name="quick",
         pretrain=replace(p.pretrain, tokens=1_800_000),
         organisms=small,
-        tuning=replace(p.tuning, steps=200),
+        tuning=replace(p.tuning, steps=100),
         tuning_seeds=1,
     )
 

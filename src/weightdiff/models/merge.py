@@ -40,8 +40,8 @@ def merge_into(model: nn.Module, diff: WeightDiff) -> dict[str, Tensor]:
     quantized = [name for name, weight in weights.items() if not weight.is_floating_point()]
     if quantized:
         raise BaseMismatchError(
-            f"{len(quantized)} modules, such as {quantized[0]}, hold quantized weights, to which nothing can be "
-            "added exactly: load the base unquantized, or attach the diff as a LoRA"
+            f"{len(quantized)} modules, such as {quantized[0]}, hold quantized weights, to which nothing can "
+            "be added exactly: load the base unquantized, or attach the diff as a LoRA"
         )
     originals: dict[str, Tensor] = {}
     try:

@@ -32,8 +32,8 @@ class RowLoras:
     of a lower rank are padded with zeros. Tensors may require grad and may be kept in a higher precision than
     the base."""
     row_to_slot: int | Tensor
-    """Either rows per slot (row b belongs to slot b // rows_per_slot: the fast way), or a LongTensor [rows] of
-    slots in which -1 means that the row carries no LoRA."""
+    """Either rows per slot (row b belongs to slot b // rows_per_slot: the fast way), or a LongTensor [rows]
+    of slots in which -1 means that the row carries no LoRA."""
     slots: int = -1
     """Number of slots; read from the factors unless there are no modules at all (diffs that change
     nothing)."""
@@ -236,8 +236,8 @@ def _refuse_experts(names: Iterable[str]) -> None:
     experts = [name for name in names if ".experts." in name]
     if experts:
         raise BaseMismatchError(
-            f"{_some(experts)} are routed experts, which cannot carry one LoRA per row: attach one diff to the "
-            "whole batch as a SharedLora without a mask"
+            f"{_some(experts)} are routed experts, which cannot carry one LoRA per row: attach one diff to "
+            "the whole batch as a SharedLora without a mask"
         )
 
 
