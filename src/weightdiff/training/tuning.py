@@ -40,7 +40,7 @@ class TuningConfig:
     """Rank of the adapter on every linear layer of the decoder."""
     lr: float = 3e-3
     """Peak learning rate (AdamW), after a short warm-up, decayed by a cosine."""
-    steps: int = 200
+    steps: int = 300
     """Optimiser steps at most."""
     batch: int = 32
     """Rows of a step, each with a diff of its own."""
@@ -49,16 +49,16 @@ class TuningConfig:
     seed: int = 0
     """Seed of the adapter's start, of batches and of renderings."""
     question_weights: dict[str, float] = field(
-        default_factory=lambda: {"topic": 0.6, "headline": 0.2, "kind": 0.1, "any_change": 0.1}
+        default_factory=lambda: {"topic": 0.6, "headline": 0.6, "kind": 0.15, "any_change": 0.15}
     )
     """Weight of each kind of question; of topic and headline, the one that the label is not gets 0.07."""
     no_diff_share: float = 0.03
     """Share of rows that carry no diff; their answer is "nothing found"."""
     family_weights: dict[str, float] = field(
-        default_factory=lambda: {"hidden-topic": 0.7, "news": 0.2, "null": 0.1}
+        default_factory=lambda: {"hidden-topic": 0.5, "news": 0.28, "null": 0.22}
     )
     """How often each family is drawn."""
-    validate_every: int = 50
+    validate_every: int = 75
     """Steps between validations."""
     patience: int = 6
     """Validations without a better score after which tuning stops."""
@@ -106,6 +106,8 @@ class _Sampler:
             shares.append(
                 c.question_weights.get(own or "", 0.7) if k == own else 0.07 if k == other else share
             )
+        if own is None:  # nulls are few, and their "nothing found" must outweigh the others' "yes" on every kind
+            shares = [0.25, 0.25, 0.2, 0.3]
         kind = rng.choices(kinds, shares)[0]
         return (
             row,
