@@ -76,7 +76,7 @@ def full_plan() -> Plan:
             Batch("null", "continued", "train", 40),
             Batch("null", "random", "train", 64),
             Batch("null", "untouched", "train", 4),
-            Batch("hidden-topic", "covert", "test", 96, 96),
+            Batch("hidden-topic", "covert", "test", 192, 192),
             Batch("hidden-topic", "loud", "test", 32, 32),
             Batch("news", "stories", "test", 80, 80),
             Batch("null", "continued", "test", 20, 20),
