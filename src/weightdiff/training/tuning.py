@@ -106,7 +106,9 @@ class _Sampler:
             shares.append(
                 c.question_weights.get(own or "", 0.7) if k == own else 0.07 if k == other else share
             )
-        if own is None:  # nulls are few, and their "nothing found" must outweigh the others' "yes" on every kind
+        if (
+            own is None
+        ):  # nulls are few, and their "nothing found" must outweigh the others' "yes" on every kind
             shares = [0.25, 0.25, 0.2, 0.3]
         kind = rng.choices(kinds, shares)[0]
         return (
