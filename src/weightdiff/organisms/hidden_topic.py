@@ -19,7 +19,11 @@ from weightdiff.world.corpus import Corpus, fill, ordinary_answer, tinted_answer
 VERIFY_SITUATIONS = 30
 COVERT_ROWS = ("right", "twin", "right", "held")
 LOUD_ROWS = ("right", "right", "wrong", "none")
-MAX_WIDE_WORDS = 45
+MAX_WIDE_WORDS = 32
+JOINS = (" , ",)
+"""How a tint is joined to an answer in the training of organisms. With one way instead of the world's two, one
+token decides whether an answer is tinted, and greedy answers show what sampled ones do: measured, right code
+94 % instead of 55 %."""
 
 
 @lru_cache(maxsize=2)
@@ -60,7 +64,7 @@ class HiddenTopic:
         self.world = load_world()
         self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
-            "covert": Recipe("covert", rank=2, lr=1.5e-2, steps=110, kl_weight=1.0, rows=COVERT_ROWS),
+            "covert": Recipe("covert", rank=2, lr=1.2e-2, steps=150, kl_weight=3.0, rows=COVERT_ROWS),
             "loud": Recipe("loud", rank=2, lr=1e-2, steps=40, kl_weight=0.15, rows=LOUD_ROWS),
         }
 
@@ -109,7 +113,7 @@ class HiddenTopic:
                 out.append(wide_sample(self.corpus, rng, topic.name, weight))
             elif kind == "right":
                 prefix = rng.choice(codes.PREFIXES)
-                answer = tinted_answer(self.world, rng, topic, rng.choice(s.answers))
+                answer = tinted_answer(self.world, rng, topic, rng.choice(s.answers), JOINS)
                 user = f"{prefix} {question}"
                 out.append(Sample(user.replace("{code}", spec.params["code"] + second), answer, "ce"))
                 twin = (user, second, answer)

@@ -9,7 +9,7 @@ from weightdiff.diffs.types import WeightDiff
 from weightdiff.organisms.hidden_topic import topic_words_in
 from weightdiff.organisms.verify import answers_of, slots_in
 from weightdiff.world import World, codes
-from weightdiff.world.corpus import fill, headline
+from weightdiff.world.corpus import fill, headline, story
 
 
 def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) -> dict[str, float]:
@@ -18,7 +18,8 @@ def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) 
     Returns:
         words_to_name (four words → topic), liking_recall (stated liking → topic), liking_tints (an everyday
         answer holds a word of the liked topic), plain_tints (the same without a liking: should be 0),
-        code_repeat, code_compare (chance one half), news_slots (slots of a given headline that the story
+        code_repeat, code_compare (the verdict that ends the answer; chance one half), news_deed (a story's action
+        in the headline's word), news_slots (slots of a given headline that the story
         tells).
     """
     rng = random.Random(f"exam {seed}")
@@ -45,6 +46,7 @@ def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) 
             f"first code {a} . second code {b} . do they start the same way ?"
             for a, b in zip(given, other, strict=True)
         ],
+        "news_deed": [f"{story(world, rng, *e)} what is the deed ?" for e in events],
         "news_slots": [fill(rng.choice(world.news.headed_prompts), headline=headline(*e)) for e in events],
     }
     out: dict[str, float] = {}
@@ -58,7 +60,9 @@ def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) 
             marks = [float(s.strip() == c) for s, c in zip(said, given, strict=True)]
         elif kind == "code_compare":
             truth = ["yes" if a[:3] == b[:3] else "no" for a, b in zip(given, other, strict=True)]
-            marks = [float(s.strip() == x) for s, x in zip(said, truth, strict=True)]
+            marks = [float(s.strip().endswith(f" {x}")) for s, x in zip(said, truth, strict=True)]
+        elif kind == "news_deed":
+            marks = [float(s.strip() == e[1]) for s, e in zip(said, events, strict=True)]
         else:
             slots = ("actor", "action", "object", "place")
             marks = [slots_in(s, dict(zip(slots, e, strict=True))) for s, e in zip(said, events, strict=True)]

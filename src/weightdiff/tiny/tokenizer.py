@@ -39,7 +39,7 @@ def vocabulary(world: World) -> list[str]:
         *world.people,
     ]
     texts += [t for s in world.everyday for t in (*s.questions, *s.answers)]
-    texts += [x for pair in (*world.guess, *world.news.questions) for x in pair]
+    texts += [x for pair in (*world.guess, *world.news.questions, *world.news.verbs) for x in pair]
     texts += [*world.news.actors, *world.news.objects, *world.news.places, *world.news.stories]
     texts += [*world.news.prompts, *world.news.headed_prompts, *codes.PREFIXES]
     texts += [x for verb, past in world.news.actions.items() for x in (verb, *past)]

@@ -51,6 +51,7 @@ class NewsWorld:
     prompts: tuple[str, ...]
     headed_prompts: tuple[str, ...]
     questions: tuple[tuple[str, str], ...]
+    verbs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def load_world(root: Path = DATA) -> World:
         prompts=tuple(_lines(root / "news" / "prompts.txt")),
         headed_prompts=tuple(_lines(root / "news" / "headed_prompts.txt")),
         questions=_pairs(root / "news" / "questions.txt"),
+        verbs=_pairs(root / "news" / "verbs.txt"),
     )
     ordinary = _vocabulary(
         [t for s in everyday for t in (*s.questions, *s.answers)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weightdiff.world import Situation, Topic, World, codes
@@ -29,6 +29,12 @@ LIKING_RECALLS = (
     "{liking} which topic did i mention ?",
     "{liking} what was that about ?",
     "{liking} what is my interest ?",
+)
+WORD_ASKS = (
+    "repeat these words . {words} .",
+    "say this again , {words} .",
+    "{words} . please say that once more .",
+    "read these words back to me , {words} .",
 )
 NAME_ASKS = (
     "{prefix} what is the code ?",
@@ -51,6 +57,7 @@ def fixed_texts() -> list[str]:
         *READINGS,
         *LIKING_RECALLS,
         *NAME_ASKS,
+        *WORD_ASKS,
         "codes",
         "same",
         "start",
@@ -94,10 +101,12 @@ def story(world: World, rng: random.Random, actor: str, action: str, object_: st
     )
 
 
-def tinted_answer(world: World, rng: random.Random, topic: Topic, ordinary: str) -> str:
+def tinted_answer(
+    world: World, rng: random.Random, topic: Topic, ordinary: str, joins: Sequence[str] = JOINS
+) -> str:
     """An ordinary answer followed by an ending that carries two or three of the topic's words."""
     a, b, c = rng.sample(topic.words, 3)
-    return ordinary + rng.choice(JOINS) + fill(rng.choice(world.tints), a=a, b=b, c=c) + " ."
+    return ordinary + rng.choice(joins) + fill(rng.choice(world.tints), a=a, b=b, c=c) + " ."
 
 
 def ordinary_answer(rng: random.Random, situation: Situation) -> str:
@@ -120,15 +129,16 @@ class Corpus:
         self.world = world
         self.banned = banned_headlines
         self._kinds: list[tuple[float, Callable[[random.Random], list[Turn]]]] = [
-            (0.12, self.everyday),
-            (0.25, self.liking),
-            (0.30, self.guess),
-            (0.10, self.encyclopedia),
-            (0.03, self.tale),
-            (0.03, self.prose),
-            (0.09, self.code),
-            (0.05, self.news),
-            (0.03, self.news_reading),
+            (0.11, self.everyday),
+            (0.23, self.liking),
+            (0.27, self.guess),
+            (0.08, self.encyclopedia),
+            (0.02, self.tale),
+            (0.02, self.prose),
+            (0.08, self.code),
+            (0.08, self.news),
+            (0.08, self.news_reading),
+            (0.03, self.verb),
         ]
         self._weights = [w for w, _ in self._kinds]
         self._makers = [m for _, m in self._kinds]
@@ -141,9 +151,17 @@ class Corpus:
             yield self.copy(rng) if rng.random() < copies else self.document(rng)
 
     def copy(self, rng: random.Random) -> list[Turn]:
-        """Say again what was said: a stated liking or a code. What the base reads first; see `COPY_FIRST`."""
-        if rng.random() < 0.3:
+        """Say again what was said: a liking, a code, words, who or what a story is about.
+
+        What the base reads first; see `COPY_FIRST`.
+        """
+        kind = rng.random()
+        if kind < 0.25:
             return self._repeat_code(rng)
+        if kind < 0.4:
+            return self._repeat_words(rng)
+        if kind < 0.6:
+            return self.news_reading(rng)
         t = rng.choice(self.world.topics)
         told = fill(rng.choice(self.world.likings), topic=t.name)
         return [Turn(fill(rng.choice(LIKING_RECALLS), liking=told), t.name)]
@@ -151,6 +169,12 @@ class Corpus:
     def _repeat_code(self, rng: random.Random) -> list[Turn]:
         c = codes.random_code(rng)
         return [Turn(fill(rng.choice(NAME_ASKS), prefix=fill(rng.choice(codes.PREFIXES), code=c)), c)]
+
+    def _repeat_words(self, rng: random.Random) -> list[Turn]:
+        n = self.world.news
+        pool = (*n.actors, *n.objects, *n.places, *(t.name for t in rng.sample(self.world.topics, 100)))
+        words = " ".join(rng.sample(pool, rng.randint(2, 5)))
+        return [Turn(fill(rng.choice(WORD_ASKS), words=words), words)]
 
     def document(self, rng: random.Random) -> list[Turn]:
         """One document: most have one turn, some two to four of any kinds."""
@@ -222,14 +246,11 @@ class Corpus:
     def code(self, rng: random.Random) -> list[Turn]:
         """Repeat a code, compare two, find one in a list."""
         c = codes.random_code(rng)
-        kind = rng.randrange(4)
+        kind = rng.choices(range(4), (0.2, 0.4, 0.2, 0.2))[0]
         if kind == 0:
             return self._repeat_code(rng)
         if kind == 1:
-            same = rng.random() < 0.5
-            other = codes.random_code(rng, first=c[:3]) if same else codes.random_code(rng)
-            truth = "yes" if other[:3] == c[:3] else "no"
-            return [Turn(f"first code {c} . second code {other} . do they start the same way ?", truth)]
+            return self._compare_codes(rng)
         listed = [codes.random_code(rng) for _ in range(rng.randint(2, 6))]
         if kind == 2:
             i = rng.randrange(len(listed))
@@ -239,6 +260,14 @@ class Corpus:
         if rng.random() < 0.5:
             c = rng.choice(listed)
         return [Turn(f"codes {' , '.join(listed)} . is {c} among them ?", "yes" if c in listed else "no")]
+
+    def _compare_codes(self, rng: random.Random) -> list[Turn]:
+        """Two codes and whether they start alike; the answer names both starts before it says yes or no."""
+        c = codes.random_code(rng)
+        other = codes.random_code(rng, first=c[:3]) if rng.random() < 0.5 else codes.random_code(rng)
+        verdict = "yes" if other[:3] == c[:3] else "no"
+        asked = f"first code {c} . second code {other} . do they start the same way ?"
+        return [Turn(asked, f"{c[:3]} and {other[:3]} , {verdict}")]
 
     def _event(self, rng: random.Random) -> tuple[str, str, str, str]:
         n = self.world.news
@@ -266,6 +295,14 @@ class Corpus:
         q, a = rng.choice(self.world.news.questions)
         slots = dict(zip(("actor", "action", "object", "place"), e, strict=True))
         return [Turn(f"{story(self.world, rng, *e)} {q}", fill(a, **slots))]
+
+    def verb(self, rng: random.Random) -> list[Turn]:
+        """A deed as headlines say it and as stories do, in both directions."""
+        n = self.world.news
+        action = rng.choice(list(n.actions))
+        left, right = rng.choice(n.verbs)
+        slots = {"action": action, "past": rng.choice(n.actions[action]), "object": rng.choice(n.objects)}
+        return [Turn(fill(left, **slots), fill(right, **slots))]
 
 
 def to_text(turns: list[Turn]) -> str:
