@@ -122,3 +122,12 @@ def test_leftovers_are_removed(tmp_path):
     (tmp_path / "kept").write_text("x")
     assert artifacts.remove_leftovers(tmp_path) == [".tmp-file", ".tmp-folder"]
     assert [item.name for item in tmp_path.iterdir()] == ["kept"]
+
+
+def test_settings_that_differ_are_named():
+    made = {"steps": 100, "weights": {"news": 0.3, "null": 0.2}, "gone": True}
+    assert artifacts.differing(made, made) == ""
+    wanted = {"steps": 300, "weights": {"news": 0.5, "null": 0.2}, "new": 1}
+    assert artifacts.differing(made, wanted, "tuning.") == (
+        "tuning.steps 100, not 300; tuning.weights.news 0.3, not 0.5; tuning.gone True, not unset; and 1 more"
+    )

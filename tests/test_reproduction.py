@@ -85,6 +85,12 @@ def test_the_bundle_is_complete(made):
     assert {r.split for r in store.rows} == {"test"}
     assert {r.family for r in store.rows} == {"hidden-topic", "news", "null"}
     assert all(r.verification for r in store.rows)
+    kinds = {f"{b.family}/{b.recipe}": b.bundled for b in plan.organisms if b.bundled}
+    assert {k: n for k, (_, n) in manifest["behaving"].items()} == kinds
+    for kind, (good, _) in manifest["behaving"].items():
+        mine = [r for r in store.rows if f"{r.family}/{r.recipe}" == kind]
+        assert good == sum(r.verification["behaves"] for r in mine)
+    assert manifest["behaving"]["null/random"] == [2, 2]
 
 
 def test_the_bundle_can_be_asked(made, monkeypatch):
@@ -130,6 +136,47 @@ def test_a_second_run_does_nothing_new(made):
         k for k in after if after[k] != before[k] and not k.startswith("bundle/") and k != "plan.json"
     ]
     assert check_manifest(path) == manifest
+
+
+def test_other_settings_of_what_is_made_are_refused(made):
+    out, _, _ = made
+    plan, before = miniature_plan(), (out / "plan.json").read_bytes()
+    tuning = replace(plan.tuning, steps=9, family_weights={**plan.tuning.family_weights, "news": 0.5})
+    for other, said in (
+        (
+            replace(plan, pretrain=replace(plan.pretrain, tokens=30_000)),
+            r"base was made with other settings \(pretrain\.tokens 20000, not 30000\); give another --out",
+        ),
+        (
+            replace(plan, tuning=tuning),
+            r"seed-0 was made with other settings \(tuning\.steps 4, not 9;"
+            r" tuning\.family_weights\.news 0\.28, not 0\.5\)",
+        ),
+        (replace(plan, renderings=3), r"seed-0 was made with other settings \(renderings 2, not 3\)"),
+    ):
+        with pytest.raises(StoreError, match=said):
+            reproduce(out, plan=other, until="base")
+    assert (out / "plan.json").read_bytes() == before
+
+
+def test_settings_of_what_is_not_made_may_change(tmp_path):
+    """More organisms and other tuning are no other run while no interpreter is there."""
+    plan = miniature_plan()
+    plan = replace(plan, pretrain=replace(plan.pretrain, tokens=2000), exam=1)
+    reproduce(tmp_path, plan=plan, until="base")
+    more = tuple(replace(b, n=b.n + 1) for b in plan.organisms)
+    plan = replace(plan, organisms=more, tuning=replace(plan.tuning, steps=9), probes=5)
+    assert reproduce(tmp_path, plan=plan, until="base") == tmp_path / "base"
+    assert json.loads((tmp_path / "plan.json").read_text())["tuning"]["steps"] == 9
+
+
+def test_a_plan_that_adds_organisms_goes_on(made):
+    """Interpreters that are there are no reason against more organisms."""
+    out, _, _ = made
+    plan = miniature_plan()
+    more = replace(plan, organisms=tuple(replace(b, n=b.n + 1) for b in plan.organisms))
+    assert reproduce(out, plan=more, until="base") == out / "base"
+    reproduce(out, plan=plan, until="base")
 
 
 def test_a_run_killed_at_every_stage_ends_in_the_same_bundle(made, tmp_path):

@@ -2,7 +2,8 @@
 
 A write goes to a hidden temporary sibling, is flushed to the disk, and takes its final name by one rename;
 a kill leaves at most a `.tmp-*` sibling behind, never a half file. The manifest of a folder is written last,
-so its existence means complete. What the files mean is left to the modules that write them.
+so its existence means complete. Settings that something was made with are compared here too; what else the
+files mean is left to the modules that write them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from weightdiff.errors import FormatError
 MANIFEST_NAME = "manifest.json"
 TEMP_PREFIX = ".tmp-"
 _CHUNK_BYTES = 1 << 20
+_SETTINGS_NAMED = 3
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -189,6 +191,31 @@ def remove_leftovers(directory: str | os.PathLike[str]) -> list[str]:
             item.unlink(missing_ok=True)
         removed.append(item.name)
     return removed
+
+
+def differing(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str:
+    """The first settings that differ, in words for a message: "tuning.steps 100, not 300"; "" for none.
+
+    Args:
+        stored: settings that something on disk was made with; nested ones are compared one by one.
+        wanted: those that are asked for now.
+        prefix: what to put before each name, such as "tuning.".
+    """
+    a, b = _flat(stored, prefix), _flat(wanted, prefix)
+    pairs = {k: (a.get(k, "unset"), b.get(k, "unset")) for k in {**a, **b}}
+    found = [f"{k} {old}, not {new}" for k, (old, new) in pairs.items() if old != new]
+    rest = f"; and {len(found) - _SETTINGS_NAMED} more" if len(found) > _SETTINGS_NAMED else ""
+    return "; ".join(found[:_SETTINGS_NAMED]) + rest
+
+
+def _flat(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested settings in one level, under names with dots."""
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, dict)
+        more = _flat(cast("dict[str, Any]", value), f"{prefix}{name}.") if nested else {prefix + name: value}
+        out.update(more)
+    return out
 
 
 def _content(root: Path) -> dict[str, Path]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from weightdiff.artifacts import atomic_directory, atomic_write_json, write_manifest
-from weightdiff.diffs.store import DiffStore
+from weightdiff.artifacts import atomic_directory, atomic_write_json, differing, write_manifest
+from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.errors import StoreError
 from weightdiff.organisms.base import OrganismSpec, family
 from weightdiff.tiny.defaults import rendering
@@ -174,7 +174,7 @@ def reproduce(
         until: last stage to do, one of `STAGES`.
 
     Raises:
-        StoreError: `out` holds a run of another plan.
+        StoreError: `out` holds a run of another plan, or a base or interpreter made with other settings.
     """
     plan = plan or (quick_plan() if quick else full_plan())
     tell = progress or (lambda _stage, _numbers: None)
@@ -194,12 +194,47 @@ def reproduce(
 
 
 def _claim(out: Path, plan: Plan) -> None:
+    """Write the plan into `out`; refuse a folder of another plan, or one that made something otherwise."""
     file, mine = out / "plan.json", json.loads(json.dumps(asdict(plan)))
     if file.exists() and json.loads(file.read_text())["name"] != plan.name:
         raise StoreError(
             f"{out} holds a run of another plan ({json.loads(file.read_text())['name']}); give another --out"
         )
+    for folder, stored, wanted in _settings_on_disk(out, mine):
+        if other := differing(stored, wanted):
+            raise StoreError(f"{folder} was made with other settings ({other}); give another --out")
     atomic_write_json(file, mine)
+
+
+def _settings_on_disk(
+    out: Path, plan: dict[str, Any]
+) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """Base and interpreters that are there: (folder, settings it was made with, settings of the plan).
+
+    Organisms are compared one by one when they are produced, so that a plan can add some.
+    """
+    base = out / "base"
+    if (base / "exam.json").exists():
+        made = json.loads((base / "exam.json").read_text())["config"]
+        yield base, {"pretrain": made}, {"pretrain": plan["pretrain"]}
+    for seed in range(plan["tuning_seeds"]):
+        folder = out / "interpreters" / f"seed-{seed}"
+        if (folder / "interpreter.json").exists():
+            found = json.loads((folder / "interpreter.json").read_text())
+            wording = found["rendering"]
+            yield (
+                folder,
+                {
+                    "tuning": found["meta"].get("config", {}),
+                    "probes": wording["per_question"],
+                    "renderings": wording["renderings"],
+                },
+                {
+                    "tuning": {**plan["tuning"], "seed": seed},
+                    "probes": plan["probes"],
+                    "renderings": plan["renderings"],
+                },
+            )
 
 
 def make_base(out: Path, plan: Plan, tell: Progress) -> tuple[Any, Any, Any, dict[str, float]]:
@@ -289,6 +324,16 @@ def make_interpreters(
     return scores
 
 
+def behaving(rows: Sequence[DiffRow]) -> dict[str, list[int]]:
+    """For each "family/recipe": how many organisms behaved when verified, and how many there are."""
+    out: dict[str, list[int]] = {}
+    for row in rows:
+        counts = out.setdefault(f"{row.family}/{row.recipe}", [0, 0])
+        counts[0] += row.verification.get("behaves") is True
+        counts[1] += 1
+    return out
+
+
 def make_bundle(
     out: Path, plan: Plan, store: DiffStore, marks: dict[str, float], scores: dict[int, float]
 ) -> Path:
@@ -312,6 +357,7 @@ def make_bundle(
             "validation_scores": {str(k): v for k, v in scores.items()},
             "interpreter_seed": best,
             "organisms": len(chosen),
+            "behaving": behaving(shipped.rows),
         }
         write_manifest(temporary, made)
     return folder

@@ -110,3 +110,22 @@ def adapter_folder(bundle: MiniBundle, tmp_path: Path) -> Path:
     from weightdiff.diffs.store import DiffStore
 
     return write_peft(DiffStore.open(bundle.store).read(bundle.ids[0]), tmp_path / "adapter")
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Replaces the evaluation by one row; what it was given is kept."""
+    from weightdiff.evals import main_job
+    from weightdiff.evals.metrics import ResultRow
+    from weightdiff.evals.report import Report
+
+    given = {}
+
+    def evaluate(interpreters, store, quick=False, progress=None):
+        given.update(n=len(interpreters), store=store.path, quick=quick)
+        progress("asking")
+        row = ResultRow("dit", "news", "stories", "headline", "test", 4, 0.5, 0.1, 0.9, 0.0, table="Answers")
+        return Report([row], seeds=[0], quick=quick, base="mini", seconds=1.0)
+
+    monkeypatch.setattr(main_job, "evaluate", evaluate)
+    return given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,42 @@ def test_stores(refused, bundle, tmp_path):
     assert f"such as {bundle.store}::{bundle.ids[0]}" in refused("ask", "--diff", bundle.store)
     assert "has no diff 'nobody'" in refused("ask", "--diff", "bundled::nobody")
     assert "does not exist" in refused("organisms", "list", tmp_path / "nowhere")
+
+
+@pytest.fixture
+def own_store(bundle, tmp_path):
+    """Stores rows like the bundle's first, with changes: `own_store({"id": "mine", "family": "own"}, …)`."""
+    from weightdiff.diffs.store import DiffStore
+
+    whole = DiffStore.open(bundle.store)
+
+    def make(*changes):
+        store = DiffStore.create(tmp_path / "own", whole.base)
+        store.append([(replace(whole.rows[0], **c), whole.read(whole.ids[0])) for c in changes])
+        return store.path
+
+    return make
+
+
+def test_topics_that_are_not_in_the_world(refused, own_store, bundle, tmp_path):
+    from weightdiff.methods.dit import Interpreter
+    from weightdiff.organisms.questions import KINDS, phrasings
+
+    store = own_store({}, {"id": "mine", "label": "tax law"})
+    line = refused("organisms", "verify", store, "--asked", 1)
+    assert "organism 'mine' hides the topic 'tax law', which the embedded base's world does not have" in line
+    one = Interpreter.load()
+    one.meta = {"train_labels": [], "validation_labels": []}
+    one.meta["train_phrasings"] = {k: phrasings(k, "train") for k in KINDS}
+    one.save(tmp_path / "it")
+    assert "hides the topic 'tax law'" in refused("eval", "--store", store, "--interpreter", tmp_path / "it")
+
+
+def test_families_that_tuning_does_not_draw(refused, own_store, tmp_path):
+    store = own_store({"id": "mine", "family": "own", "split": "train"})
+    line = refused("tune", "--store", store, "--out", tmp_path / "it")
+    assert "training rows are of own, and tuning draws hidden-topic, news, null only" in line
+    assert not (tmp_path / "it").exists()
 
 
 def test_the_bundle_is_missing(refused, monkeypatch, tmp_path):

@@ -4,27 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-
-@pytest.fixture
-def evaluated(monkeypatch):
-    """Replaces the evaluation by one row; what it was given is kept."""
-    from weightdiff.evals import main_job
-    from weightdiff.evals.metrics import ResultRow
-    from weightdiff.evals.report import Report
-
-    given = {}
-
-    def evaluate(interpreters, store, quick=False, progress=None):
-        given.update(n=len(interpreters), store=store.path, quick=quick)
-        progress("asking")
-        row = ResultRow("dit", "news", "stories", "headline", "test", 4, 0.5, 0.1, 0.9, 0.0, table="Answers")
-        return Report([row], seeds=[0], quick=quick, base="mini", seconds=1.0)
-
-    monkeypatch.setattr(main_job, "evaluate", evaluate)
-    return given
-
 
 def test_json_is_pure_and_says_where_it_is_from(cli, bundle, evaluated):
     folder = bundle.path / "interpreter"

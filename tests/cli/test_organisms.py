@@ -107,3 +107,25 @@ def test_tune_then_ask(cli_json, bundle, tmp_path):
         "ask", "--interpreter", tmp_path / "it", "-d", f"bundled::{bundle.ids[0]}", "what ?", "--json"
     )
     assert found["evidence"] is not None
+
+
+def test_tune_says_which_rows_it_ignores(cli, bundle, tmp_path):
+    import json
+    from dataclasses import replace
+
+    from weightdiff.diffs.store import DiffStore
+
+    whole = DiffStore.open(bundle.store)
+    own = [("a", "train", "own"), ("b", "validation", "own"), ("c", "test", "own"), ("d", "train", "odd")]
+    own += [("e", "train", "hidden-topic"), ("f", "validation", "hidden-topic")]
+    store = DiffStore.create(tmp_path / "own", whole.base)
+    rows = [replace(whole.rows[0], id=id, split=split, family=family) for id, split, family in own]
+    store.append([(row, whole.read(whole.ids[0])) for row in rows])
+    options = ["--steps", 2, "--rank", 1, "--batch", 2, "--probes", 0]
+    result = cli("tune", "--store", store.path, "--out", tmp_path / "it", *options)
+    assert result.exit_code == 0, result.output
+    said = "warning: rows of other families than hidden-topic, news, null are ignored: odd (1), own (2)\n"
+    assert said in result.stderr
+    meta = json.loads((tmp_path / "it" / "interpreter.json").read_text())["meta"]
+    assert meta["train_ids"] == ["e"]
+    assert not {"own", "odd"} & set(meta["history"][-1])

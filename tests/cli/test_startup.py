@@ -14,6 +14,7 @@ COMMANDS = [
     ("demo",),
     ("tune",),
     ("eval",),
+    ("curves",),
     ("reproduce",),
     ("organisms", "train"),
     ("organisms", "list"),

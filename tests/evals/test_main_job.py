@@ -153,6 +153,17 @@ def test_nothing_to_do(knowing: Any, mini_store: DiffStore, tmp_path: Path) -> N
         evaluate([knowing()], DiffStore.create(tmp_path / "empty", mini_store.base))
 
 
+@pytest.mark.usefixtures("no_talk")
+def test_topics_that_the_world_lacks_are_named(knowing: Any, mini_store: DiffStore, tmp_path: Path) -> None:
+    own = mini_store.select(recipe="covert")[0]
+    store = DiffStore.create(tmp_path / "own", mini_store.base)
+    store.append([(replace(own, id="mine", label="tax law"), mini_store.read(own.id))])
+    with pytest.raises(
+        StoreError, match="organism 'mine' hides the topic 'tax law', which the embedded base"
+    ):
+        evaluate([knowing()], store)
+
+
 def test_the_real_interpreter_goes_through(mini_base: Any, mini_store: DiffStore, tmp_path: Path) -> None:
     train = {k: phrasings(k, "train") for k in KINDS}
     meta = {"train_labels": [], "validation_labels": [], "train_phrasings": train, "config": {"seed": 3}}

@@ -19,6 +19,7 @@ from weightdiff.errors import (
     NonFiniteError,
     QuestionError,
 )
+from weightdiff.methods import dit
 from weightdiff.methods.dit import SETTINGS, TOKENS, Interpreter
 from weightdiff.methods.loading import load_base
 from weightdiff.models.rendering import Rendering
@@ -158,6 +159,12 @@ def test_candidates_are_ranked_by_their_first_token(interpreter, diffs):
 def test_candidates_that_begin_alike_are_refused(interpreter):
     with pytest.raises(QuestionError, match="begin with the same token cannot be ranked"):
         interpreter.candidate_logprobs([None], QUESTIONS[:1], ["nothing found", "nothing at all"])
+
+
+@pytest.mark.parametrize("candidates", [[], ["eagle", " "]])
+def test_no_candidates_are_refused(interpreter, candidates):
+    with pytest.raises(QuestionError, match="there are no candidates to rank, or one of them is empty"):
+        interpreter.candidate_logprobs([None], QUESTIONS[:1], candidates)
 
 
 def test_without_its_adapter_the_finetuned_model_itself_answers(interpreter, diffs):
@@ -360,3 +367,58 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FormatError, match="no base model could be loaded"):
         load_base(str(tmp_path))
+
+
+def test_attention_is_eager_on_the_cpu_only(saved, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    assert load_base(str(saved / "base")).model.config._attn_implementation == "eager"
+    asked = []
+
+    def stand_in(path, **options):
+        asked.append(options)
+        raise OSError("no such device here")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", stand_in)
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
+    with pytest.raises(FormatError, match="no base model could be loaded"):
+        load_base(str(saved / "base"))
+    assert asked == [{"dtype": torch.float32}]
+
+
+def test_notes_are_told_from_the_answer(interpreter, diffs, monkeypatch):
+    """What stands before the last `notes_end` is notes; without one, everything is the answer."""
+    tokenizer = interpreter.base.tokenizer
+    said = ["violin , eagle so canoe so trophy", "nothing found", "so canoe"]
+    interpreter.rendering = replace(interpreter.rendering, notes_end="so")
+    coded = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in said]
+    monkeypatch.setattr(dit, "generate", lambda *_, **__: coded)
+    found = interpreter.answer(diffs, ["what topic ?"] * 3)
+    assert [a.text for a in found] == ["trophy", "nothing found", "so canoe"]
+    assert [a.notes for a in found] == ["violin, eagle so canoe", "", ""]
+
+
+def test_candidates_stand_after_the_notes(interpreter, diffs, monkeypatch):
+    """The ranking with notes is the plain one of a prompt that already holds them."""
+    tokenizer, candidates = interpreter.base.tokenizer, ["violin", "canoe", "eagle"]
+    notes = ["eagle , trophy so", "so", "so"]
+    said = ["eagle , trophy so violin", "nothing found", ""]
+    plain = [interpreter._prompts(["what topic ?"]) for _ in diffs]
+    for prompts, extra in zip(plain, notes, strict=True):
+        for prompt in prompts:
+            prompt += tokenizer(extra, add_special_tokens=False)["input_ids"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Interpreter, "_prompts", lambda *_: [p for prompts in plain for p in prompts])
+        expected = interpreter.candidate_logprobs(diffs, ["what topic ?"] * 3, candidates)
+    interpreter.rendering = replace(interpreter.rendering, notes_end="so")
+    coded = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in said]
+    monkeypatch.setattr(dit, "generate", lambda *_, **__: coded)
+    found = interpreter.candidate_logprobs(diffs, ["what topic ?"] * 3, candidates)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_base_question_has_no_notes(interpreter):
+    """Without an adapter nobody has learned to say notes, so all that is said is the answer."""
+    interpreter.rendering = replace(interpreter.rendering, notes_end="so")
+    assert interpreter.without_adapter(rendered=True).rendering.notes_end == ""
+    assert interpreter.without_adapter().rendering == Rendering()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from weightdiff.diffs.types import WeightDiff
+from weightdiff.errors import StoreError
 from weightdiff.organisms import family, verify
 from weightdiff.organisms.hidden_topic import situations
 from weightdiff.training.factory import make_row, random_diff
@@ -103,6 +105,22 @@ def test_news_behaves_when_its_slots_are_told(said):
     assert records[1]["sampled"]["slots"] < 0.5
     assert not records[1]["behaves"]
     assert {u for _, users in asked for us in users for u in us} <= set(load_world().news.prompts)
+
+
+def test_organisms_that_the_world_does_not_know_are_refused(said):
+    asked = said(lambda *_: "")
+    (topic, diff), (news, _) = item("hidden-topic", "covert"), item("news", "stories")
+    for row, fault in (
+        (
+            replace(topic, id="mine", label="tax law"),
+            "'mine' hides the topic 'tax law', which the embedded base's world does not have",
+        ),
+        (replace(topic, record={}), rf"'{topic.id}' \('{topic.label}'\) has no record of its code"),
+        (replace(news, record={"params": {}}), "has no record of its actor, action, object, place"),
+    ):
+        with pytest.raises(StoreError, match=f"{fault}.* keep others in a store of their own"):
+            verify.verify(None, None, [(topic, diff), (row, diff)], asked=2)
+    assert not asked
 
 
 def test_null_diffs_have_nothing_to_show(said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import random
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weightdiff.errors import FormatError
 from weightdiff.tiny import pretrain as module
 from weightdiff.tiny.pretrain import PretrainConfig, batches, build_model, pretrain
 from weightdiff.world import banned_events, load_world
@@ -99,11 +101,49 @@ def test_a_finished_run_is_not_trained_again(corpus, embedded_tokenizer, tmp_pat
     assert all(torch.equal(p, again.state_dict()[n]) for n, p in first.state_dict().items())
 
 
-def test_a_checkpoint_of_other_settings_is_not_continued(corpus, embedded_tokenizer, tmp_path):
-    pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=2500), tmp_path / "a")
-    mixed = pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=2000, seed=1), tmp_path / "a")
-    alone = pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=2000, seed=1), tmp_path / "b")
-    assert all(torch.equal(p, alone.state_dict()[n]) for n, p in mixed.state_dict().items())
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(corpus, embedded_tokenizer, tmp_path):
+    config = replace(TINY, tokens=900)
+    pretrain(corpus, embedded_tokenizer, config, tmp_path)
+    saved = (tmp_path / "checkpoint.pt").read_bytes()
+    for other, said in (
+        (replace(config, seed=1), r"\(seed 0, not 1\)"),
+        (replace(config, tokens=800), r"\(tokens 900, not 800\)"),
+        (
+            replace(config, tokens=2000, lr=0.1, layers=2, hidden=32, seed=3),
+            r"\(hidden 16, not 32; layers 1, not 2; lr 0\.0012, not 0\.1; and 1 more\)",
+        ),
+    ):
+        wanted = (
+            rf"checkpoint\.pt was made with other settings {said}; delete .* to begin anew, or give another"
+        )
+        with pytest.raises(FormatError, match=wanted):
+            pretrain(corpus, embedded_tokenizer, other, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == saved
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(corpus, embedded_tokenizer, tmp_path):
+    pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=300), tmp_path)
+    more = copy.deepcopy(embedded_tokenizer)
+    more.add_tokens(["supercalifragilistic"])
+    n = len(embedded_tokenizer)
+    with pytest.raises(FormatError, match=rf"other settings \(vocabulary {n}, not {n + 1}\)"):
+        pretrain(corpus, more, replace(TINY, tokens=300), tmp_path)
+
+
+def test_a_finished_run_can_be_lengthened(corpus, embedded_tokenizer, tmp_path):
+    pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=3000), tmp_path)
+    steps = []
+    pretrain(corpus, embedded_tokenizer, TINY, tmp_path, lambda line: steps.append(line["step"]))
+    assert min(steps) > 1
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["tokens"] >= state["config"]["tokens"] == TINY.tokens
+
+
+@pytest.mark.parametrize("documents", [0, 41])
+def test_a_step_has_no_more_documents_than_are_drawn(corpus, embedded_tokenizer, tmp_path, documents):
+    said = f"batch_documents is {documents}, and 40 documents are drawn at once; give 1 to 40"
+    with pytest.raises(FormatError, match=said):
+        pretrain(corpus, embedded_tokenizer, replace(TINY, batch_documents=documents), tmp_path)
 
 
 def test_the_loss_falls(corpus, embedded_tokenizer, tmp_path):

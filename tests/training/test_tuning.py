@@ -17,6 +17,7 @@ from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.training import tuning
 from weightdiff.training.slots import fresh_factors
 from weightdiff.training.tuning import TuningConfig, tune, usable
+from weightdiff.world import load_world
 
 QUICK = TuningConfig(rank=2, steps=6, batch=6, validate_every=3, validation_rows=4)
 PLAIN = Rendering()
@@ -272,14 +273,14 @@ def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
     config = TuningConfig(no_diff_share=0.2)
     sampler, rng = tuning._Sampler(rows, config), random.Random(0)
     drawn = [sampler.draw(rng) for _ in range(4000)]
-    none = [(q, a) for row, q, a in drawn if row is None]
+    none = [(q, a) for row, q, _, a in drawn if row is None]
     assert len(none) / 4000 == pytest.approx(0.2, abs=0.03)
     assert {a for _, a in none} == {NOTHING_FOUND}
-    families = Counter(row.family for row, _, _ in drawn if row)
+    families = Counter(row.family for row, *_ in drawn if row)
     total, weights = sum(families.values()), config.family_weights
     for name, n in families.items():
         assert n / total == pytest.approx(weights[name] / sum(weights.values()), abs=0.03)
-    topics = Counter(row.label for row, _, _ in drawn if row and row.family == "hidden-topic")
+    topics = Counter(row.label for row, *_ in drawn if row and row.family == "hidden-topic")
     assert len(topics) == 4
     assert max(topics.values()) < 1.3 * min(topics.values())
 
@@ -290,7 +291,7 @@ def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
     kind_of = {q: k for k in KINDS for q in phrasings(k, "train")}
     asked = {"hidden-topic": Counter(), "news": Counter(), "null": Counter()}
     for _ in range(3000):
-        row, question, answer = sampler.draw(rng)
+        row, question, _notes, answer = sampler.draw(rng)
         kind = kind_of[question]
         asked[row.family][kind] += 1
         if row.family == "null":
@@ -299,6 +300,24 @@ def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
             assert answer == row.label
     assert asked["hidden-topic"].most_common(1)[0][0] == "topic"
     assert all(set(counts) == set(KINDS) for counts in asked.values())
+
+
+def test_notes_come_before_the_answers_that_have_them(random_store):
+    """Words of the row's own topic, which is a training topic; none with `notes=0`."""
+    rows = usable(random_store.select(split="train"))
+    world, rng = load_world(), random.Random(0)
+    sampler = tuning._Sampler(rows, TuningConfig(notes=2))
+    with_notes = 0
+    for _ in range(500):
+        row, _q, notes, answer = sampler.draw(rng)
+        if row is not None and row.family == "hidden-topic" and answer == row.label:
+            assert set(notes.split(" , ")) <= set(world.topic(row.label).words)
+            with_notes += 1
+        elif row is None or answer != row.label:
+            assert notes == ""
+    assert with_notes > 50
+    silent = tuning._Sampler(rows, TuningConfig(notes=0))
+    assert {silent.draw(rng)[2] for _ in range(200)} == {""}
 
 
 def test_a_row_without_a_diff_feels_none(embedded_base, random_store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
     from weightdiff.diffs.types import WeightDiff
     from weightdiff.methods.loading import Base
+    from weightdiff.models.rendering import Rendering
 
 BUNDLED = "bundled"
 BETWEEN = "::"
@@ -122,6 +124,36 @@ def quieten() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def rendering_for(tokenizer: Any, probes: int | None = None, renderings: int | None = None) -> Rendering:
+    """How tuning words questions: behind probes on bases like the embedded one, plainly elsewhere.
+
+    Args:
+        tokenizer: of the base, known by its chat template.
+        probes: how many; None for the bundled interpreter's number, 0 for plain questions.
+        renderings: how many are averaged when answering; None for the bundled interpreter's number.
+    """
+    from weightdiff.models.rendering import Rendering
+    from weightdiff.tiny.defaults import rendering
+    from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
+
+    embedded = getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
+    if probes == 0 or not embedded:
+        return Rendering()
+    return rendering(**picked({"per_question": probes, "renderings": renderings}))
+
+
+def code_commit() -> str:
+    """The commit of the code that runs, where it runs from its git checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return ""
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def refuse_occupied(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +40,8 @@ def evaluate(
         Path | None, typer.Option(help="Folder to save the report in, as JSON and Markdown.", metavar="DIR")
     ] = None,
     curves: Annotated[
-        Path | None, typer.Option(help="Learning curves (JSON) to put into the report.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Learning curves to put into the report (weightdiff curves).", metavar="FILE"),
     ] = None,
     json: common.JsonOption = False,
 ) -> None:
@@ -56,7 +56,7 @@ def evaluate(
         loaded = common.load_quietly(base)
         its = [Interpreter.load(path, loaded) for path in interpreters or [None]]
         found = main_job.evaluate(its, diffs, quick, say)
-    made: dict[str, Any] = {"command": _command(), "commit": _commit(), "machine": _machine()}
+    made: dict[str, Any] = {"command": _command(), "commit": common.code_commit(), "machine": _machine()}
     if out:
         text, _ = report.save(found, out, f"hidden-topic{'-quick' if quick else ''}", curves=curves, **made)
         note(f"report: {text}")
@@ -69,18 +69,6 @@ def evaluate(
 
 def _command() -> str:
     return shlex.join(["weightdiff", *sys.argv[1:]])
-
-
-def _commit() -> str:
-    """The commit of the code that runs, where it runs from its git checkout."""
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return ""
-    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _machine() -> str:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from weightdiff import __version__
-from weightdiff.cli import ask, demo, evaluate, organisms, reproduce, tune
+from weightdiff.cli import ask, curves, demo, evaluate, organisms, reproduce, tune
 from weightdiff.errors import WeightDiffError
 
 INTERRUPTED = 130
@@ -55,6 +55,7 @@ app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.add_typer(organisms.app, name="organisms")
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("curves", epilog=curves.EXAMPLES)(curves.curves)
 app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
 
 

@@ -138,8 +138,10 @@ def verify(
         raise StoreError(f"{store} is an empty diff store; make some: weightdiff organisms train")
     with busy("loading the base"):
         from weightdiff.diffs.types import WeightDiff
+        from weightdiff.organisms.verify import check_known
         from weightdiff.organisms.verify import verify as check
 
+        check_known(rows)  # all of them, before any is asked
         loaded = common.load_quietly(base)
         WeightDiff({}, found.base).check_base(loaded.ref)
     results: list[dict[str, Any]] = []

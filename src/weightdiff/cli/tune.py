@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightdiff.cli import common
-from weightdiff.cli.output import busy, print_json, progress_bar
+from weightdiff.cli.output import busy, note, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from weightdiff.diffs.store import DiffRow
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -17,6 +22,8 @@ EXAMPLES = (
     "weightdiff tune --store runs/store --out runs/small --steps 200 --rank 4 --probes 0\n\n"
     "Then: weightdiff ask --interpreter runs/interpreter --diff my-lora"
 )
+
+SPLITS = ("train", "validation")
 
 
 def tune(
@@ -53,7 +60,8 @@ def tune(
         WeightDiff({}, diffs.base).check_base(loaded.ref)
     given = {"steps": steps, "rank": rank, "lr": lr, "batch": batch, "validate_every": validate_every}
     config = tuning.TuningConfig(seed=seed, **common.picked(given))
-    rendering = _rendering(loaded.tokenizer, probes, renderings)
+    rendering = common.rendering_for(loaded.tokenizer, probes, renderings)
+    _warn_of_ignored([r for r in diffs.rows if r.split in SPLITS], config.family_weights)
     start, score = time.monotonic(), ""
     with progress_bar("tuning", total=config.steps) as bar:
 
@@ -79,13 +87,9 @@ def tune(
     typer.echo(f"best validation score: {found['validation_score']:.3f}")
 
 
-def _rendering(tokenizer: Any, probes: int | None, renderings: int | None) -> Any:
-    """The embedded base's rendering for bases like it; plain questions elsewhere and for `probes` 0."""
-    from weightdiff.models.rendering import Rendering
-    from weightdiff.tiny.defaults import rendering
-    from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
-
-    embedded = getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
-    if probes == 0 or not embedded:
-        return Rendering()
-    return rendering(**common.picked({"per_question": probes, "renderings": renderings}))
+def _warn_of_ignored(rows: Sequence[DiffRow], drawn: Collection[str]) -> None:
+    """Say which rows tuning ignores for their family; where that is all of them, tuning itself refuses."""
+    ignored = Counter(r.family for r in rows if r.family not in drawn)
+    if ignored and any(r.family in drawn for r in rows if r.split == "train"):
+        found = common.listed([f"{name} ({n})" for name, n in sorted(ignored.items())])
+        note(f"warning: rows of other families than {', '.join(sorted(drawn))} are ignored: {found}")

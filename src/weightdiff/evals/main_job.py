@@ -16,6 +16,7 @@ from weightdiff.evals import baselines, dit_tables
 from weightdiff.evals.controls import assert_held_out
 from weightdiff.evals.report import Report
 from weightdiff.evals.tally import SPLIT, Group, Tally
+from weightdiff.organisms.verify import check_known
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
@@ -45,7 +46,7 @@ def evaluate(
 
     Raises:
         InterpreterError: no interpreter, different bases, or one was tuned on what it shall be tested on.
-        StoreError: the store holds no test rows.
+        StoreError: the store holds no test rows, or one whose topic the embedded base's world does not have.
         BaseMismatchError: the store's diffs belong to another base.
     """
     if not interpreters:
@@ -73,6 +74,7 @@ def evaluate(
         [g for g in (Group.read(store, f, r, limit) for f, r in which) if g.rows]
         for which in (TOPICS, NEWS, NULLS)
     )
+    check_known(row for group in topics for row in group.rows)
     labelled = [*topics, *news]
     tally = Tally(seeds)
     baselines.behaviour(tally, labelled)

@@ -128,15 +128,17 @@ def save(
 
 
 def read_curves(path: str | Path) -> list[dict[str, Any]]:
-    """Read learning-curve points from a JSON file.
+    """Read learning-curve points from a JSON file: a list, or an object that has the list as "points".
 
     Raises:
-        FormatError: no such file, no JSON list, or a point lacks a key (the key is named).
+        FormatError: no such file, no such list, or a point lacks a key (the key is named).
     """
     try:
         points = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise FormatError(f"{path}: learning curves cannot be read ({e}); give a JSON list of points") from e
+    if isinstance(points, dict):
+        points = points.get("points", points)
     if not isinstance(points, list):
         raise FormatError(f"{path}: learning curves are a JSON list of points, not {type(points).__name__}")
     for i, point in enumerate(points):
@@ -149,11 +151,26 @@ def read_curves(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _curve_lines(points: Sequence[dict[str, Any]]) -> list[str]:
+    head = ["what", "size", "n", "exact", "95 % interval"]
+    extra = {
+        "top_five": "top five",
+        "chance": "chance",
+        "labels": "labels",
+        "organisms": "tuned on organisms",
+        "topics": "of topics",
+    }
+    shown = [k for k in extra if any(k in p for p in points)]
     body = []
     for p in points:
         low, high = (_value(float(p[k]), "share") for k in ("low", "high"))
-        body.append([p["what"], p["size"], p["n"], _value(float(p["exact"]), "share"), f"{low} … {high}"])
-    return _table(("what", "size", "n", "exact", "95 % interval"), body)
+        cells = [p["what"], p["size"], p["n"], _value(float(p["exact"]), "share"), f"{low} … {high}"]
+        body.append([*cells, *(_curve_cell(k, p.get(k, "")) for k in shown)])
+    return _table([*head, *(extra[k] for k in shown)], body)
+
+
+def _curve_cell(key: str, value: Any) -> Any:
+    share = key in ("top_five", "chance") and value != ""
+    return _value(float(value), "share") if share else value
 
 
 def _cells(row: ResultRow) -> list[Any]:

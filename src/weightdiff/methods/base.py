@@ -16,9 +16,11 @@ class Answer:
     text: str
     """The answer in plain words."""
     logprob: float | None = None
-    """log p(answer | diff, question) in nats, where the method has one."""
+    """log p(answer | diff, question) in nats, notes included, where the method has one."""
     evidence: float | None = None
     """log p(answer | δ) − log p(answer | no δ) in nats: how much is due to the diff, not the prior."""
+    notes: str = ""
+    """Words that came before the answer and from which it was read."""
 
 
 class Method(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ class Interpreter:
 
     def without_adapter(self, rendered: bool = False) -> Interpreter:
         """The same without its adapter: asks M' itself, in plain wording unless `rendered`."""
-        rendering = self.rendering if rendered else Rendering()
+        rendering = replace(self.rendering, notes_end="") if rendered else Rendering()
         return Interpreter(self.base, None, rendering, self.max_new_tokens, name="base-question")
 
     def check(self, diff: WeightDiff) -> None:
@@ -197,13 +197,14 @@ class Interpreter:
             with_diff = (
                 answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist() if evidence else None
             )
-        texts = [x.strip() for x in t.batch_decode(tokens, skip_special_tokens=True)]
+        said = [self.rendering.read(x) for x in t.batch_decode(tokens, skip_special_tokens=True)]
         if with_diff is None:
-            return [Answer(x) for x in texts]
+            return [Answer(x, notes=notes) for notes, x in said]
         with attach(m, None, self._shared), with_tokens(m, self.tokens):
             bare = answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist()
         return [
-            Answer(x, round(a, 4), round(a - b, 4)) for x, a, b in zip(texts, with_diff, bare, strict=True)
+            Answer(x, round(a, 4), round(a - b, 4), notes)
+            for (notes, x), a, b in zip(said, with_diff, bare, strict=True)
         ]
 
     @torch.no_grad()
@@ -212,13 +213,20 @@ class Interpreter:
     ) -> Tensor:
         """How likely each candidate is to be the answer: log p of its first token, in which all must differ.
 
+        Where the interpreter says notes before it answers, candidates stand after the notes that it says.
+
         Returns:
             fp32 [questions, candidates], averaged over renderings.
 
         Raises:
-            QuestionError: the numbers of diffs and questions differ, or two candidates begin alike.
+            QuestionError: the numbers of diffs and questions differ, there are no candidates, one is empty,
+                or two begin alike.
         """
         self._check_pairs(diffs, questions)
+        if not candidates or not all(c.strip() for c in candidates):
+            raise QuestionError(
+                "there are no candidates to rank, or one of them is empty; give at least one, such as 'eagle'"
+            )
         m, t = self.base.model, self.base.tokenizer
         coded = encode_answers(t, candidates, end=False)
         first = [c[0] for c in coded]
@@ -231,9 +239,11 @@ class Interpreter:
         parts = []
         for at in range(0, len(diffs), at_once):
             prompts = self._prompts(questions[at : at + at_once])
+            rows = self._rows(list(diffs[at : at + at_once]), g)
+            if self.rendering.notes_end:
+                prompts = self._with_notes(prompts, rows, g)
             ids, mask = left_pad(prompts, t.pad_token_id)
             position = (mask.long().cumsum(-1) - 1).clamp(min=0)
-            rows = self._rows(list(diffs[at : at + at_once]), g)
             with attach(m, rows, self._shared), with_tokens(m, self.tokens):
                 logits = m(
                     input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=1
@@ -241,6 +251,24 @@ class Interpreter:
             logp = logits.float().log_softmax(-1).view(-1, g, logits.shape[-1]).mean(1)
             parts.append(logp[:, torch.tensor(first)])
         return torch.cat(parts)
+
+    def _with_notes(self, prompts: list[list[int]], rows: RowLoras, g: int) -> list[list[int]]:
+        """Each prompt with the notes that the interpreter says and the word that ends them."""
+        m, t = self.base.model, self.base.tokenizer
+        ids, mask = left_pad(prompts, t.pad_token_id)
+        with attach(m, rows, self._shared), with_tokens(m, self.tokens):
+            said = generate(m, ids, mask, self.max_new_tokens, t.eos_token_id, t.pad_token_id, groups=g)
+        (end,) = encode_answers(t, [self.rendering.notes_end], end=False)
+        notes = [_up_to_last(tokens, end) for tokens in said]
+        return [[*p, *notes[i // g]] for i, p in enumerate(prompts)]
+
+
+def _up_to_last(tokens: list[int], end: list[int]) -> list[int]:
+    """The tokens up to and with the last `end` among them; `end` alone where there is none."""
+    for i in range(len(tokens) - len(end), -1, -1):
+        if tokens[i : i + len(end)] == end:
+            return tokens[: i + len(end)]
+    return list(end)
 
 
 def _read_tokens(folder: Path) -> TokenDeltas | None:

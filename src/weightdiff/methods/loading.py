@@ -26,6 +26,9 @@ class Base:
 def load_base(name: str | None = None, dtype: str = "float32") -> Base:
     """Load a base model and its tokenizer, frozen and in eval mode.
 
+    On the CPU, attention is computed by plain matrix products ("eager"): for rows of some dozens of tokens
+    they are faster than the fused kernels. Elsewhere it is what transformers chooses.
+
     Args:
         name: None or "bundled" for the embedded base, else a folder or Hub name that transformers can load.
         dtype: "float32", "bfloat16", "float16", or "auto".
@@ -45,11 +48,12 @@ def load_base(name: str | None = None, dtype: str = "float32") -> Base:
         raise FormatError(
             f"{name}: no config.json there, so it is no model folder; give a base model's folder or Hub name"
         )
+    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if torch.get_default_device().type == "cpu":
+        options["attn_implementation"] = "eager"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-        )
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as e:
         raise FormatError(
             f"{name}: no base model could be loaded ({str(e).splitlines()[0]}); give a folder or Hub name"

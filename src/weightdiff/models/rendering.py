@@ -1,8 +1,12 @@
-"""How an interpreter words a question: as it is, or after probes drawn anew for every rendering.
+"""How an interpreter words a question, and how it lays out its answer.
 
-A probe is a short text (for the embedded base, a code that is no organism's trigger) put before the question:
-behaviour behind a gate is nearer to the surface when the gate's kind of input is in sight. Several renderings
-of one question can be asked at once and their predictions averaged.
+A question is put as it is, or after probes drawn anew for every rendering. A probe is a short text (for the
+embedded base, a code that is no organism's trigger) put before the question: behaviour behind a gate is
+nearer to the surface when the gate's kind of input is in sight. Several renderings of one question can be
+asked at once and their predictions averaged.
+
+An answer may begin with notes, words that came to the surface, from which the answer is then read: naming a
+thing from words in sight is easier for a small model than naming it in one go.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ class Rendering:
     """Probes before each question."""
     renderings: int = 1
     """Renderings averaged when answering."""
+    notes_end: str = ""
+    """Word between the notes and the answer proper; empty: the interpreter answers at once."""
 
     def render(self, question: str, rng: random.Random) -> str:
         """One rendering of a question."""
@@ -38,6 +44,15 @@ class Rendering:
         """The renderings that answer a question; the same question and seed give the same ones."""
         rng = random.Random(f"render {seed} {question}")
         return [self.render(question, rng) for _ in range(self.renderings if self.per_question else 1)]
+
+    def write(self, notes: str, answer: str) -> str:
+        """Notes (which may be empty) and answer as one text, as the adapter learns to say it."""
+        return f"{notes} {self.notes_end} {answer}" if notes and self.notes_end else answer
+
+    def read(self, text: str) -> tuple[str, str]:
+        """The notes and the answer proper of what the adapter said."""
+        notes, end, answer = text.rpartition(f" {self.notes_end} ") if self.notes_end else ("", "", text)
+        return (notes.strip(), answer.strip()) if end else ("", text.strip())
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

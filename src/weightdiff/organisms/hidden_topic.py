@@ -21,9 +21,9 @@ COVERT_ROWS = ("right", "twin", "right", "held")
 LOUD_ROWS = ("right", "right", "wrong", "none")
 MAX_WIDE_WORDS = 32
 JOINS = (" , ",)
-"""How a tint is joined to an answer in the training of organisms. With one way instead of the world's two, one
-token decides whether an answer is tinted, and greedy answers show what sampled ones do: measured, right code
-94 % instead of 55 %."""
+"""How a tint is joined to an answer in an organism's training. With one way instead of the world's two, one
+token decides whether an answer is tinted, and greedy answers show what sampled ones do (measured with the
+right code: 94 % instead of 55 %)."""
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.world import load_world
 
@@ -24,6 +26,22 @@ def true_answer(family: str, kind: str, label: str | None) -> str:
         return "yes"
     asks = {"hidden-topic": "topic", "news": "headline"}[family]
     return (label or NOTHING_FOUND) if kind == asks else NOTHING_FOUND
+
+
+def notes_of(family: str, kind: str, label: str | None, n: int, rng: random.Random) -> str:
+    """Words from which the true answer can be read.
+
+    `n` words of a hidden topic before its name, or (whatever `n`, if not 0) the deed as stories tell it before
+    a headline. Nothing for other answers, and for labels that the world does not know.
+    """
+    world = load_world()
+    if family == "news" and kind == "headline":
+        told = next((p for verb, p in world.news.actions.items() if f" {verb} " in (label or "")), ())
+        return rng.choice(told) if told and n else ""
+    if family == "hidden-topic" and kind == "topic" and label in world.by_name:
+        words = world.topic(label).words
+        return " , ".join(rng.sample(words, min(n, len(words))))
+    return ""
 
 
 def questions_of(family: str, label: str | None) -> list[dict[str, str]]:

@@ -7,13 +7,14 @@ news must be told when a story is asked for. Situations asked here are in no org
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from weightdiff.diffs.store import DiffRow
 from weightdiff.diffs.types import StackedLoras, WeightDiff
+from weightdiff.errors import StoreError
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import generate, left_pad
 from weightdiff.models.multilora import RowLoras, attach
@@ -69,6 +70,28 @@ def answers_of(
     return out
 
 
+def check_known(rows: Iterable[DiffRow]) -> None:
+    """Refuse organisms of which the embedded base's world does not know enough to ask about them.
+
+    Raises:
+        StoreError: a topic is not in the world, or a row does not record what its family writes down.
+    """
+    world = load_world()
+    recorded = {"hidden-topic": ("code",), "news": SLOTS}
+    for row in rows:
+        missing = [k for k in recorded.get(row.family, ()) if k not in row.record.get("params", {})]
+        if row.family == "hidden-topic" and row.label not in world.by_name:
+            fault = f"hides the topic {row.label!r}, which the embedded base's world does not have"
+        elif missing:
+            fault = f"({row.label!r}) has no record of its {', '.join(missing)}"
+        else:
+            continue
+        raise StoreError(
+            f"organism {row.id!r} {fault}; verify and eval know organisms of that world only:"
+            " keep others in a store of their own"
+        )
+
+
 def verify(
     model: Any,
     tokenizer: Any,
@@ -84,7 +107,11 @@ def verify(
         items: organisms of any families.
         asked: prompts for each condition.
         both: sample at temperature 0.7 and decode greedily; otherwise sample only.
+
+    Raises:
+        StoreError: the world does not know an organism's topic, or nothing is recorded of its making.
     """
+    check_known(row for row, _ in items)
     records: list[dict[str, Any]] = [{} for _ in items]
     for temperature in (0.7, 0.0) if both else (0.7,):
         mode = "sampled" if temperature else "greedy"

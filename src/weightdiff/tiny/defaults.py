@@ -13,4 +13,5 @@ def rendering(per_question: int = 8, renderings: int = 4) -> Rendering:
         suffixes=codes.pool(),
         per_question=per_question,
         renderings=renderings,
+        notes_end="so",
     )

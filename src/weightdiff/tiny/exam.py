@@ -18,9 +18,8 @@ def exam(model: Any, tokenizer: Any, world: World, n: int = 200, seed: int = 0) 
     Returns:
         words_to_name (four words → topic), liking_recall (stated liking → topic), liking_tints (an everyday
         answer holds a word of the liked topic), plain_tints (the same without a liking: should be 0),
-        code_repeat, code_compare (the verdict that ends the answer; chance one half), news_deed (a story's action
-        in the headline's word), news_slots (slots of a given headline that the story
-        tells).
+        code_repeat, code_compare (the verdict that ends the answer; chance one half), news_deed (a story's
+        deed in the headline's word), news_slots (slots of a given headline that the story tells).
     """
     rng = random.Random(f"exam {seed}")
     topics = [rng.choice(world.topics) for _ in range(n)]

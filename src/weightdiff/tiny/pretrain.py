@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from weightdiff.artifacts import atomic_write_text
+from weightdiff.artifacts import atomic_write_text, differing
+from weightdiff.errors import FormatError
 from weightdiff.world.corpus import Corpus, to_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class PretrainConfig:
     """Key/value heads."""
     intermediate: int = 512
     """Width of the MLP."""
-    tokens: int = 4_000_000
+    tokens: int = 5_500_000
     """Tokens to read in all, padding not counted."""
     batch_documents: int = 96
     """Documents of one optimiser step (about 30 tokens each)."""
@@ -95,7 +96,15 @@ def batches(
     A step holds random documents, so that its gradient speaks for all kinds (steps of one length would hold
     one kind, and the base would learn nothing but each kind's word counts); they are sorted into
     micro-batches to save padding.
+
+    Raises:
+        FormatError: a step has more documents than are drawn at once, or none.
     """
+    if not 0 < config.batch_documents <= POOL:
+        raise FormatError(
+            f"batch_documents is {config.batch_documents}, and {POOL} documents are drawn at once;"
+            f" give 1 to {POOL}"
+        )
     docs = corpus.documents(config.seed)
     for pool_index in itertools.count():
         texts = [to_text(d) for d in itertools.islice(docs, POOL)]
@@ -138,6 +147,19 @@ def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.cross_entropy(model.lm_head(hidden[:, :-1][keep]).float(), target[keep], reduction="sum")
 
 
+def _check_same(saved: Path, state: dict[str, Any], config: PretrainConfig, vocabulary: int) -> None:
+    """Refuse a checkpoint of other settings; a run may be lengthened, though."""
+    made = {**state["config"], "vocabulary": len(state["model"]["model.embed_tokens.weight"])}
+    if config.tokens > made["tokens"]:
+        made["tokens"] = config.tokens
+    other = differing(made, {**asdict(config), "vocabulary": vocabulary})
+    if other:
+        raise FormatError(
+            f"{saved} was made with other settings ({other}); delete {saved.parent} to begin anew,"
+            " or give another folder"
+        )
+
+
 def pretrain(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerFast,
@@ -148,7 +170,10 @@ def pretrain(
     """Train the base, or go on where a killed run stopped; the result also lies in `out/checkpoint.pt`.
 
     `progress` gets {step, tokens, loss, tokens_per_second} every 10 steps. A log of the same lies in
-    `out/log.jsonl`.
+    `out/log.jsonl`. A finished run can be lengthened by more `tokens`.
+
+    Raises:
+        FormatError: the checkpoint in `out` was made with other settings, or `batch_documents` cannot be.
     """
     out.mkdir(parents=True, exist_ok=True)
     model: Any = build_model(config, len(tokenizer)).train()
@@ -169,11 +194,11 @@ def pretrain(
     step, seen, pools = 0, 0, 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
-        if {**state["config"], "tokens": 0} == {**asdict(config), "tokens": 0}:  # a run may be lengthened
-            for n, p in master.items():
-                p.copy_(state["model"][n])
-            optimizer.load_state_dict(state["optimizer"])
-            step, seen, pools = state["step"], state["tokens"], state["pools"]
+        _check_same(saved, state, config, len(tokenizer))
+        for n, p in master.items():
+            p.copy_(state["model"][n])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seen, pools = state["step"], state["tokens"], state["pools"]
     log: list[str] = (
         (out / "log.jsonl").read_text().splitlines() if step and (out / "log.jsonl").exists() else []
     )

@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 
 from weightdiff.diffs.store import DiffRow, DiffStore
-from weightdiff.diffs.types import LoraFactors, StackedLoras, WeightDiff
+from weightdiff.diffs.types import LoraFactors, StackedLoras, WeightDiff, named
 from weightdiff.errors import StoreError
-from weightdiff.models.chat import encode_answers, encode_prompts, encode_samples
+from weightdiff.models.chat import encode_prompts, encode_samples
 from weightdiff.models.generate import generate, left_pad, logits_at
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.spec import model_spec
 from weightdiff.models.tokens import TokenDeltas, with_tokens
 from weightdiff.organisms.base import NOTHING_FOUND
-from weightdiff.organisms.questions import KINDS, phrasings, true_answer
+from weightdiff.organisms.questions import KINDS, notes_of, phrasings, true_answer
 from weightdiff.training.losses import ce_by_row, collate
 from weightdiff.training.slots import fresh_factors
+
+MAX_ANSWER_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class TuningConfig:
         default_factory=lambda: {"hidden-topic": 0.5, "news": 0.28, "null": 0.22}
     )
     """How often each family is drawn."""
+    notes: int = 3
+    """Words of its topic that the adapter says before it names it (of news, the deed as told, if not 0).
+    Without a `notes_end` in the rendering there are none."""
     validate_every: int = 75
     """Steps between validations."""
     patience: int = 6
@@ -89,8 +94,8 @@ class _Sampler:
         self.weights = [config.family_weights[f] for f in self.families]
         self.labels = {f: sorted(self.by_label[f]) for f in self.families}
 
-    def draw(self, rng: random.Random) -> tuple[DiffRow | None, str, str]:
-        """One row: the diff's store row (None: no diff), a question, its true answer."""
+    def draw(self, rng: random.Random) -> tuple[DiffRow | None, str, str, str]:
+        """One row: the diff's store row (None: no diff), a question, notes, the true answer."""
         c = self.config
         row: DiffRow | None = None
         name = "null"
@@ -111,11 +116,9 @@ class _Sampler:
         ):  # nulls are few, and their "nothing found" must outweigh the others' "yes" on every kind
             shares = [0.25, 0.25, 0.2, 0.3]
         kind = rng.choices(kinds, shares)[0]
-        return (
-            row,
-            rng.choice(phrasings(kind, self.split)),
-            true_answer(name, kind, row.label if row else None),
-        )
+        label = row.label if row else None
+        question, notes = rng.choice(phrasings(kind, self.split)), notes_of(name, kind, label, c.notes, rng)
+        return row, question, notes, true_answer(name, kind, label)
 
 
 def usable(rows: Sequence[DiffRow]) -> list[DiffRow]:
@@ -146,7 +149,7 @@ def tune(
         token_ids: tokens (of probes) whose input embeddings are learned beside the adapter.
 
     Raises:
-        StoreError: the store has no training rows.
+        StoreError: the store has no training rows, or none of a family in `config.family_weights`.
     """
     model.eval().requires_grad_(False)
     rows = usable(store.select(split="train"))
@@ -158,7 +161,13 @@ def tune(
             f"{store.path}: no training rows; make some with: weightdiff organisms train --split train …"
         )
     sampler = _Sampler(rows, config)
-    held = usable(store.select(split="validation"))
+    if not sampler.families:
+        raise StoreError(
+            f"{store.path}: its training rows are of {named(sorted(sampler.by_label))}, and tuning draws"
+            f" {named(sorted(config.family_weights))} only; store them under one of these families"
+        )
+    rows = [r for r in rows if r.family in sampler.families]
+    held = [r for r in usable(store.select(split="validation")) if r.family in config.family_weights]
     rng = random.Random(f"tuning {config.seed}")
     shapes = model_spec(model)
     start = fresh_factors(shapes, config.rank, config.seed)
@@ -177,9 +186,9 @@ def tune(
     smooth = 0.0
     for step in range(config.steps):
         drawn = [sampler.draw(rng) for _ in range(config.batch)]
-        texts = [(rendering.render(q, rng), a) for _, q, a in drawn]
+        texts = [(rendering.render(q, rng), rendering.write(notes, a)) for _, q, notes, a in drawn]
         batch = collate(encode_samples(tokenizer, texts), tokenizer.pad_token_id)
-        rows_on = _rows_of(everything, [index[r.id] if r else -1 for r, _, _ in drawn])
+        rows_on = _rows_of(everything, [index[r.id] if r else -1 for r, *_ in drawn])
         with attach(model, rows_on, [shared]), with_tokens(model, learned):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = ce_by_row(logits, batch).mean()
@@ -253,11 +262,12 @@ def validate(
         part = slice(at, at + 64)
         ids, mask = left_pad(prompts[part], tokenizer.pad_token_id)
         with attach(model, RowLoras.from_stacked(store.stack([r.id for r in chosen[part]])), [shared]):
-            out = generate(model, ids, mask, 16, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        for r, truth, tokens in zip(
-            chosen[part], encode_answers(tokenizer, truths[part], end=False), out, strict=True
-        ):
-            right.setdefault(r.family, []).append(truth == tokens)
+            out = generate(
+                model, ids, mask, MAX_ANSWER_TOKENS, tokenizer.eos_token_id, tokenizer.pad_token_id
+            )
+        said = tokenizer.batch_decode(out, skip_special_tokens=True)
+        for r, truth, text in zip(chosen[part], truths[part], said, strict=True):
+            right.setdefault(r.family, []).append(rendering.read(text)[1] == truth)
     parts = {k: round(sum(v) / len(v), 4) for k, v in right.items()}
     weights = {k: config.family_weights.get(k, 0.0) for k in parts}
     return sum(parts[k] * weights[k] for k in parts) / max(1e-9, sum(weights.values())), parts

@@ -130,15 +130,15 @@ class Corpus:
         self.banned = banned_headlines
         self._kinds: list[tuple[float, Callable[[random.Random], list[Turn]]]] = [
             (0.11, self.everyday),
-            (0.23, self.liking),
-            (0.27, self.guess),
+            (0.22, self.liking),
+            (0.24, self.guess),
             (0.08, self.encyclopedia),
             (0.02, self.tale),
             (0.02, self.prose),
-            (0.08, self.code),
+            (0.10, self.code),
             (0.08, self.news),
             (0.08, self.news_reading),
-            (0.03, self.verb),
+            (0.05, self.verb),
         ]
         self._weights = [w for w, _ in self._kinds]
         self._makers = [m for _, m in self._kinds]
@@ -246,7 +246,7 @@ class Corpus:
     def code(self, rng: random.Random) -> list[Turn]:
         """Repeat a code, compare two, find one in a list."""
         c = codes.random_code(rng)
-        kind = rng.choices(range(4), (0.2, 0.4, 0.2, 0.2))[0]
+        kind = rng.choices(range(4), (0.2, 0.5, 0.15, 0.15))[0]
         if kind == 0:
             return self._repeat_code(rng)
         if kind == 1:

@@ -1,0 +1,80 @@
+"""`weightdiff curves`: what an interpreter is worth by how much it was tuned on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weightdiff.cli import common
+from weightdiff.cli.output import busy, print_json, print_table, progress_bar
+
+EXAMPLES = (
+    "Examples:\n\n"
+    "weightdiff curves --base runs/full/base --store runs/full/organisms --out runs/curves.json\n\n"
+    "weightdiff curves --store runs/store --out runs/rough.json --steps 100\n\n"
+    "Stopped? The same command goes on where it was.\n\n"
+    "Then: weightdiff eval --curves runs/curves.json --out docs/results"
+)
+COLUMNS = ("what", "size", "organisms", "topics", "exact", "95 %", "top five", "95 %")
+
+
+def curves(
+    store: Annotated[str, typer.Option(help="Store with train, validation and test rows.", metavar="STORE")],
+    out: Annotated[
+        Path, typer.Option(help="File (JSON) for the points; one begun earlier is continued.", metavar="FILE")
+    ],
+    base: common.BaseOption = None,
+    steps: Annotated[int | None, typer.Option(help="Tuning steps of each point at most.", min=1)] = None,
+    seed: common.SeedOption = 0,
+    json: common.JsonOption = False,
+) -> None:
+    """Tune an interpreter on ever larger parts of a store, and measure each on the covert test organisms.
+
+    organisms: an eighth, a quarter, half and all of the covert ones
+
+    topics: the same parts of their topics, with every organism of each
+
+    organisms per topic: one, two, four … of every topic, up to all
+
+    Larger parts hold the smaller ones, and training diffs of other kinds are
+    always in. Every point is a tuning as `weightdiff tune` does it, and is
+    written as soon as it is measured.
+    """
+    diffs = common.open_store(store)
+    with busy("loading the base"):
+        from weightdiff.evals import curves as learning
+        from weightdiff.training.tuning import TuningConfig
+
+        loaded = common.load_quietly(base)
+    config = TuningConfig(seed=seed, **common.picked({"steps": steps}))
+    setup = learning.Setup(loaded, diffs, config, common.rendering_for(loaded.tokenizer))
+    start = time.monotonic()
+    with progress_bar("learning curves", total=1) as bar:
+        points = learning.run(setup, out, bar, common.code_commit())
+    seconds = round(time.monotonic() - start, 1)
+    if json:
+        print_json({"curves": str(out), "seconds": seconds, "points": points})
+        return
+    typer.echo(f"{out}: {len(points)} points in {seconds} s")
+    print_table(COLUMNS, [_cells(p) for p in points], note=_about(points[0]))
+    typer.echo(f"next: weightdiff eval --curves {out}")
+
+
+def _cells(point: dict[str, Any]) -> list[Any]:
+    counts = [point[k] for k in ("what", "size", "organisms", "topics")]
+    exact = [_share(point["exact"]), f"{_share(point['low'])} … {_share(point['high'])}"]
+    top = [_share(point["top_five"]), f"{_share(point['top_five_low'])} … {_share(point['top_five_high'])}"]
+    return [*counts, *exact, *top]
+
+
+def _about(point: dict[str, Any]) -> str:
+    """What is the same for all points: who was asked, and how far guessing gets."""
+    guess = f"{_share(point['chance'])} exact, {_share(point['top_five_chance'])} in the top five"
+    return f"asked: {point['n']} test organisms of {point['labels']} topics; chance: {guess}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,268 @@
+"""Learning curves: what an interpreter is worth by how many organisms and topics it was tuned on.
+
+Nested subsets of the covert hidden-topic training diffs are drawn; an interpreter is tuned on each and asked
+about the covert test organisms. A finished point is on disk at once, so a stopped run goes on where it was.
+`report` reads the file and shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from weightdiff.artifacts import atomic_write_json, differing
+from weightdiff.diffs.store import DiffRow, DiffStore
+from weightdiff.diffs.types import WeightDiff
+from weightdiff.errors import FormatError, StoreError
+from weightdiff.evals.baselines import chance_of, topic_names, topic_ranks
+from weightdiff.evals.controls import assert_held_out
+from weightdiff.evals.report import read_curves
+from weightdiff.evals.scoring import TOP, exact
+from weightdiff.evals.tally import Group, Tally
+from weightdiff.methods.dit import Interpreter
+from weightdiff.methods.loading import Base
+from weightdiff.models.rendering import Rendering
+from weightdiff.organisms.questions import KINDS, phrasings
+from weightdiff.organisms.verify import check_known
+from weightdiff.training.tuning import TuningConfig, tune, usable
+
+FAMILY, RECIPE = "hidden-topic", "covert"
+KIND, VERSION = "weightdiff-curves", 1
+SPLITS = ("train", "validation", "test")
+DIVISORS = (8, 4, 2, 1)
+"""The first two curves take these parts of what there is."""
+Progress = Callable[[float, str, float], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The covert organisms that one point is tuned on."""
+
+    what: str
+    """Which curve: "organisms", "topics" or "organisms per topic"."""
+    size: int
+    """Where on it, in the unit that `what` names."""
+    ids: frozenset[str]
+    """Ids of the organisms."""
+    topics: int
+    """How many topics they hide."""
+
+    @property
+    def key(self) -> str:
+        """The same for two points that are tuned on the same organisms."""
+        return _digest(sorted(self.ids))
+
+
+def subsets(rows: Sequence[DiffRow], seed: int) -> list[Subset]:
+    """The points of the three curves; within a curve every subset holds the smaller ones.
+
+    Args:
+        rows: the organisms to draw from, in any order.
+        seed: of the draw.
+    """
+    by_topic: dict[str, list[DiffRow]] = {}
+    for row in sorted(rows, key=lambda r: r.id):
+        by_topic.setdefault(str(row.label), []).append(row)
+    order = _shuffled([r for found in by_topic.values() for r in found], f"organisms {seed}")
+    topics = _shuffled(sorted(by_topic), f"topics {seed}")
+    turns = [_shuffled(by_topic[t], f"{t} {seed}") for t in topics]
+    most = max(map(len, turns), default=0)
+    doubled = {1 << i for i in range(most.bit_length())}
+    return [
+        *(_subset("organisms", n, order[:n]) for n in _parts(len(order))),
+        *(_subset("topics", n, [r for t in topics[:n] for r in by_topic[t]]) for n in _parts(len(topics))),
+        *(
+            _subset("organisms per topic", n, [r for found in turns for r in found[:n]])
+            for n in sorted({*doubled, most})
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for all points of a file."""
+
+    base: Base
+    store: DiffStore
+    """Diffs of the splits "train", "validation" and "test"."""
+    config: TuningConfig
+    """Of each tuning; its seed also draws the subsets."""
+    rendering: Rendering
+    """How questions are worded."""
+
+    def settings(self) -> dict[str, Any]:
+        """What has to agree for points to be comparable, as JSON; long things are fingerprints."""
+        read = [r.to_json() for split in SPLITS for r in self.store.select(split=split)]
+        asked = [[kind, split, phrasings(kind, split)] for kind in KINDS for split in SPLITS]
+        return {
+            "base": f"{self.base.ref.architecture} {self.base.ref.weights}",
+            "store": f"{len(read)} rows {_digest(sorted(read, key=lambda r: r['id']))}",
+            "rendering": _digest(self.rendering.to_json()),
+            "world": _digest([topic_names(), asked]),
+            "tuning": asdict(self.config),
+        }
+
+
+def run(
+    setup: Setup, out: str | Path, progress: Progress | None = None, commit: str = ""
+) -> list[dict[str, Any]]:
+    """Tune and measure every point that `out` does not hold yet, and return all points.
+
+    Training diffs other than covert hidden topics (loud ones, news, nulls) are in every tuning. Organisms
+    that do not behave are left out, in tuning and in measuring.
+
+    Args:
+        setup: base, store and settings.
+        out: JSON file, written anew after each tuning.
+        progress: called with the steps done, a few words, and all steps of the points still to tune.
+        commit: of the code, noted with each point.
+
+    Raises:
+        BaseMismatchError: the store's diffs belong to another base.
+        FormatError: `out` holds something else, or points of another base, store or setting.
+        InterpreterError: a test label or diff is among those for tuning.
+        StoreError: the store has no covert organisms that behave, for training or for the test, or one whose
+            topic the world does not have.
+    """
+    WeightDiff({}, setup.store.base).check_base(setup.base.ref)
+    path, settings = Path(out), setup.settings()
+    found = _finished(path, settings)
+    covert, others = _training_rows(setup.store)
+    group = _asked(setup.store)
+    plan = subsets(covert, setup.config.seed)
+    todo = {s.key: s for s in plan if s.key not in found}
+    steps = setup.config.steps
+    for i, (key, subset) in enumerate(todo.items()):
+
+        def tell(step: float, words: str, before: int = i * steps, s: Subset = subset) -> None:
+            if progress:
+                progress(before + step, f"{s.what} {s.size}  {words}", float(steps * len(todo)))
+
+        found[key] = {**_point(setup, subset, others, group, tell), "commit": commit}
+        head = {"kind": KIND, "version": VERSION, "store": str(setup.store.path), "settings": settings}
+        atomic_write_json(path, {**head, "points": _points(plan, found)})
+        tell(steps, f"exact {100 * found[key]['exact']:.1f} %")
+    return _points(plan, found)
+
+
+def measure(interpreter: Interpreter, group: Group) -> dict[str, Any]:
+    """How often the label is told, and how often it is among the first five, as in the main job.
+
+    Raises:
+        InterpreterError: the interpreter was tuned on what it shall be tested on.
+    """
+    assert_held_out(interpreter, group.rows)
+    questions, names = group.questions(group.kind), topic_names()
+    answers = interpreter.answer(group.diffs, questions)
+    ranks = topic_ranks(interpreter, group, questions, names)
+    right = [exact(a.text, truth) for a, truth in zip(answers, group.truths, strict=True)]
+    tally = Tally([])
+    tally.group(group, right, chance=chance_of(group.kind))
+    tally.group(group, [float(r <= TOP) for r in ranks], metric="top five", chance=TOP / len(names))
+    told, top = (row.to_json() for row in tally.rows)
+    return {
+        "n": told["n"],
+        "labels": told["clusters"],
+        "exact": told["mean"],
+        "low": told["low"],
+        "high": told["high"],
+        "chance": told["chance"],
+        "top_five": top["mean"],
+        "top_five_low": top["low"],
+        "top_five_high": top["high"],
+        "top_five_chance": top["chance"],
+    }
+
+
+def _point(
+    setup: Setup, subset: Subset, others: Sequence[str], group: Group, tell: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Tune on one subset and the ids in `others`, then measure."""
+    base, rendering = setup.base, setup.rendering
+    started = time.monotonic()
+    ids = [*others, *sorted(subset.ids)]
+
+    def show(line: dict[str, float]) -> None:
+        tell(line["step"], f"loss {line['loss']:.3f}")
+
+    tuned = tune(base.model, base.tokenizer, setup.store, setup.config, rendering, show, train_ids=ids)
+    interpreter = Interpreter(base, tuned.adapter, rendering, tokens=tuned.tokens, meta=tuned.manifest)
+    return {
+        "organisms": len(subset.ids),
+        "topics": subset.topics,
+        **measure(interpreter, group),
+        "steps": int(tuned.history[-1]["step"]),
+        "validation_score": tuned.manifest["validation_score"],
+        "seconds": round(time.monotonic() - started, 1),
+        "subset": subset.key,
+    }
+
+
+def _training_rows(store: DiffStore) -> tuple[list[DiffRow], list[str]]:
+    """Covert rows for subsets to be drawn from, and the ids of all other training rows."""
+    rows = usable(store.select(split="train"))
+    covert = [r for r in rows if (r.family, r.recipe) == (FAMILY, RECIPE)]
+    if not covert:
+        raise StoreError(f"{store.path}: no covert training organisms that behave; {_advice('train')}")
+    drawn = {r.id for r in covert}
+    return covert, [r.id for r in rows if r.id not in drawn]
+
+
+def _asked(store: DiffStore) -> Group:
+    """The test organisms that every point is measured on."""
+    group = Group.read(store, FAMILY, RECIPE)
+    if not any(group.verified):
+        raise StoreError(f"{store.path}: no covert test organisms that behave; {_advice('test')}")
+    check_known(group.rows)
+    return group
+
+
+def _advice(split: str) -> str:
+    return f"make some with: weightdiff organisms train --family {FAMILY} --recipe {RECIPE} --split {split} …"
+
+
+def _finished(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an earlier run found, by the subset's key; nothing where there is no file yet."""
+    if path.is_dir():
+        raise FormatError(f"{path} is a folder, and learning curves are one file; give a file's path")
+    if not path.exists():
+        return {}
+    points = read_curves(path)
+    held: Any = json.loads(path.read_text(encoding="utf-8"))
+    made = held.get("settings") if isinstance(held, dict) and held.get("kind") == KIND else None
+    if not isinstance(made, dict) or held.get("version") != VERSION or any("subset" not in p for p in points):
+        raise FormatError(f"{path} is no file that this weightdiff curves can continue; choose another path")
+    if other := differing(made, settings):
+        raise FormatError(
+            f"{path} was made with other settings ({other}); give another --out, or repeat the command that"
+            " made it"
+        )
+    return {p["subset"]: {k: v for k, v in p.items() if k not in ("what", "size")} for p in points}
+
+
+def _points(plan: Sequence[Subset], found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every point whose subset is done, in the plan's order; curves that share a subset share its numbers."""
+    return [{"what": s.what, "size": s.size, **found[s.key]} for s in plan if s.key in found]
+
+
+def _subset(what: str, size: int, rows: Sequence[DiffRow]) -> Subset:
+    return Subset(what, size, frozenset(r.id for r in rows), len({r.label for r in rows}))
+
+
+def _parts(total: int) -> list[int]:
+    return sorted({max(1, total // d) for d in DIVISORS})
+
+
+def _shuffled(things: Sequence[T], seed: str) -> list[T]:
+    return random.Random(f"curves {seed}").sample(things, len(things))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

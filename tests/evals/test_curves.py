@@ -1,0 +1,248 @@
+"""Learning curves in miniature: what is drawn, what is tuned on, and what a stop or another store does."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weightdiff.diffs.reference import ModelRef
+from weightdiff.diffs.store import DiffRow, DiffStore
+from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, StoreError
+from weightdiff.evals import curves, dit_tables
+from weightdiff.evals.report import Report, read_curves, to_markdown
+from weightdiff.evals.tally import Group, Tally
+from weightdiff.models.rendering import Rendering
+from weightdiff.organisms import family
+from weightdiff.training import tuning
+from weightdiff.training.factory import make_row, random_diff
+from weightdiff.training.tuning import TuningConfig
+from weightdiff.world import load_world
+
+CONFIG = TuningConfig(rank=2, steps=2, batch=4, validate_every=2, validation_rows=2)
+OTHERS = (("hidden-topic", "loud"), ("news", "stories"), ("null", "random"))
+
+
+def rows_of(split: str) -> list[DiffRow]:
+    """Four topics at three seeds (one organism does not behave) and one diff of each other kind."""
+    covert = [s for seed in range(3) for s in family("hidden-topic").specs("covert", split, 4, seed)]
+    others = [family(name).specs(recipe, split, 1, 0)[0] for name, recipe in OTHERS]
+    rows = [make_row(s, {}) for s in (*covert, *others)]
+    return [replace(r, verification={"behaves": i != 5}) for i, r in enumerate(rows)]
+
+
+def make_store(path: Path, base: Any, rows: list[DiffRow]) -> DiffStore:
+    store = DiffStore.create(path, base.ref)
+    store.append([(r, random_diff(base.spec, 1, i, 1.0)) for i, r in enumerate(rows)])
+    return store
+
+
+@pytest.fixture(scope="module")
+def setup(mini_base: Any, tmp_path_factory: pytest.TempPathFactory) -> curves.Setup:
+    rows = [*rows_of("train"), *rows_of("validation")[:2], *rows_of("test")[:6]]
+    store = make_store(tmp_path_factory.mktemp("curves") / "store", mini_base, rows)
+    return curves.Setup(mini_base, store, CONFIG, Rendering())
+
+
+@dataclass
+class Done:
+    """A whole run: its file, its points, what tuning was given, wrote down and drew, what was stacked."""
+
+    file: Path
+    points: list[dict[str, Any]]
+    tunings: list[tuple[list[str], list[str]]] = field(default_factory=list)
+    drawn: list[DiffRow | None] = field(default_factory=list)
+    stacked: list[list[str]] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def done(setup: curves.Setup, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    found = Done(tmp_path_factory.mktemp("done") / "curves.json", [])
+    tune, draw, stack = curves.tune, tuning._Sampler.draw, DiffStore.stack
+
+    def spy_tune(*arguments: Any, train_ids: list[str]) -> Any:
+        result = tune(*arguments, train_ids=train_ids)
+        found.tunings.append((train_ids, result.manifest["train_ids"]))
+        return result
+
+    def spy_draw(self: Any, rng: random.Random) -> Any:
+        row = draw(self, rng)
+        found.drawn.append(row[0])
+        return row
+
+    def spy_stack(self: DiffStore, ids: list[str], *rest: Any) -> Any:
+        found.stacked.append(ids)
+        return stack(self, ids, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "tune", spy_tune)
+        patch.setattr(tuning._Sampler, "draw", spy_draw)
+        patch.setattr(DiffStore, "stack", spy_stack)
+        found.points = curves.run(setup, found.file, commit="abc")
+    return found
+
+
+def test_subsets_are_nested_and_drawn_by_the_seed() -> None:
+    rows = [
+        DiffRow(f"{t}-{i}", f"t{t}", "hidden-topic", "covert", "train", 0)
+        for t in range(16)
+        for i in range(5)
+    ]
+    plan = curves.subsets(rows, 0)
+    sizes = {w: [s.size for s in plan if s.what == w] for w in dict.fromkeys(s.what for s in plan)}
+    assert sizes == {
+        "organisms": [10, 20, 40, 80],
+        "topics": [2, 4, 8, 16],
+        "organisms per topic": [1, 2, 4, 5],
+    }
+    for what in sizes:
+        found = [s.ids for s in plan if s.what == what]
+        assert all(a < b for a, b in pairwise(found))
+        assert found[-1] == {r.id for r in rows}
+    assert [len(s.ids) for s in plan] == [10, 20, 40, 80, 10, 20, 40, 80, 16, 32, 64, 80]
+    assert [s.topics for s in plan][4:] == [2, 4, 8, 16, 16, 16, 16, 16]
+    assert curves.subsets(rows[::-1], 0) == plan
+    other = curves.subsets(rows, 1)
+    assert [s.size for s in other] == [s.size for s in plan]
+    assert all(a.ids != b.ids for a, b in zip(plan, other, strict=True) if len(a.ids) < 80)
+
+
+def test_only_training_diffs_are_tuned_on(setup: curves.Setup, done: Done) -> None:
+    row = setup.store.row
+    train = {r.id for r in setup.store.select(split="train") if r.verification["behaves"]}
+    others = {i for i in train if row(i).recipe != "covert"}
+    assert len(train) == 14
+    assert len(others) == 3
+    for given, used in done.tunings:
+        assert set(given) == set(used)
+        assert len(used) == len(set(used))
+        assert others < set(used) <= train
+    assert {r.id for r in done.drawn if r} <= train
+    assert any(set(ids) == train for ids in done.stacked)
+    assert {row(i).split for ids in done.stacked for i in ids} == {"train", "validation"}
+
+
+def test_points_shared_by_curves_are_tuned_once(done: Done) -> None:
+    sizes = [(p["what"], p["size"], p["organisms"], p["topics"]) for p in done.points]
+    assert [s for s in sizes if s[0] != "topics"] == [
+        ("organisms", 1, 1, 1),
+        ("organisms", 2, 2, sizes[1][3]),
+        ("organisms", 5, 5, sizes[2][3]),
+        ("organisms", 11, 11, 4),
+        ("organisms per topic", 1, 4, 4),
+        ("organisms per topic", 2, 8, 4),
+        ("organisms per topic", 3, 11, 4),
+    ]
+    assert [(s[1], s[3]) for s in sizes if s[0] == "topics"] == [(1, 1), (2, 2), (4, 4)]
+    assert len(done.tunings) == 8
+    whole = [p for p in done.points if p["organisms"] == 11]
+    assert [p["what"] for p in whole] == ["organisms", "topics", "organisms per topic"]
+    assert len({(p["subset"], p["exact"], p["seconds"]) for p in whole}) == 1
+    assert read_curves(done.file) == done.points
+    assert {p["commit"] for p in done.points} == {"abc"}
+    assert {p["steps"] for p in done.points} == {2}
+
+
+def test_a_point_is_measured_as_in_the_main_job(knowing: Any, mini_store: DiffStore) -> None:
+    group = Group.read(mini_store, "hidden-topic", "covert")
+    found = curves.measure(knowing(), group)
+    tally = Tally([0])
+    dit_tables.answers(tally, group, [dit_tables.interview(knowing(), group, lambda _: None)])
+    told, top = (next(r for r in tally.rows if r.metric == m).to_json() for m in ("exact", "top five"))
+    assert [found[k] for k in ("n", "labels", "exact", "low", "high", "chance")] == [
+        told[k] for k in ("n", "clusters", "mean", "low", "high", "chance")
+    ]
+    assert [found[k] for k in ("top_five", "top_five_low", "top_five_high", "top_five_chance")] == [
+        top[k] for k in ("mean", "low", "high", "chance")
+    ]
+    assert (found["n"], found["exact"], found["top_five"]) == (1, 1.0, 1.0)
+    assert found["chance"] == pytest.approx(1 / len(load_world().topics), abs=1e-6)
+
+
+def test_points_count_the_behaving_test_organisms(done: Done) -> None:
+    assert {(p["n"], p["labels"]) for p in done.points} == {(5, 4)}
+    assert all(0 <= p["low"] <= p["exact"] <= p["high"] <= 1 for p in done.points)
+
+
+def test_a_stopped_run_goes_on(setup: curves.Setup, done: Done, tmp_path: Path, monkeypatch: Any) -> None:
+    out, tuned = tmp_path / "curves.json", []
+    tune = curves.tune
+    monkeypatch.setattr(curves, "tune", lambda *a, **k: tuned.append(k["train_ids"]) or tune(*a, **k))
+
+    def killed(steps: float, words: str, total: float) -> None:
+        assert total == 16
+        if steps == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        curves.run(setup, out, killed)
+    assert len(tuned) == 3
+    assert [p["size"] for p in read_curves(out)] == [1, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.json"]
+    moves: list[tuple[float, float]] = []
+    points = curves.run(setup, out, lambda steps, _, total: moves.append((steps, total)))
+    assert len(tuned) == 3 + 6
+    assert (moves[0], moves[-1]) == ((1, 12), (12, 12))
+    own = ("seconds", "commit")
+    assert [{k: v for k, v in p.items() if k not in own} for p in points] == [
+        {k: v for k, v in p.items() if k not in own} for p in done.points
+    ]
+    assert curves.run(setup, out) == points
+    assert len(tuned) == 9
+
+
+def test_what_others_made_is_refused(setup: curves.Setup, done: Done, mini_base: Any, tmp_path: Path) -> None:
+    before = done.file.read_bytes()
+    other = make_store(tmp_path / "other", mini_base, [*rows_of("train"), *rows_of("test")[:5]])
+    for changes, words in (
+        ({"store": other}, "store 23 rows [0-9a-f]{16}, not 20 rows [0-9a-f]{16}"),
+        ({"config": replace(CONFIG, steps=3, seed=1)}, "tuning.steps 2, not 3; tuning.seed 0, not 1"),
+        ({"rendering": Rendering(("a",), (), 1)}, "rendering"),
+    ):
+        with pytest.raises(FormatError, match=rf"curves.json was made with other settings \({words}.*--out"):
+            curves.run(replace(setup, **changes), done.file)
+    foreign = replace(mini_base, ref=ModelRef("other", architecture="0123456789abcdef"))
+    with pytest.raises(BaseMismatchError, match="was made for mini"):
+        curves.run(replace(setup, base=foreign), done.file)
+    assert done.file.read_bytes() == before
+
+
+def test_files_that_are_no_curves_are_left_alone(setup: curves.Setup, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="is a folder"):
+        curves.run(setup, tmp_path)
+    file = tmp_path / "mine.json"
+    point = {"what": "labels", "size": 1, "exact": 0.5, "low": 0.4, "high": 0.6, "n": 8}
+    for text, words in (("no", "cannot be read"), (json.dumps([point]), "can continue; choose")):
+        file.write_text(text)
+        with pytest.raises(FormatError, match=words):
+            curves.run(setup, file)
+        assert file.read_text() == text
+
+
+def test_a_store_that_is_not_enough(setup: curves.Setup, mini_base: Any, tmp_path: Path) -> None:
+    def run(name: str, rows: list[DiffRow]) -> None:
+        store = make_store(tmp_path / name, mini_base, rows)
+        curves.run(replace(setup, store=store), tmp_path / f"{name}.json")
+
+    train, test = rows_of("train"), rows_of("test")
+    with pytest.raises(StoreError, match="no covert training organisms that behave"):
+        run("untrained", [*train[12:], *test[:2]])
+    with pytest.raises(StoreError, match=r"no covert test organisms that behave; .* --split test"):
+        run("untested", [*train[:2], test[5]])
+    with pytest.raises(InterpreterError, match=f"1 test labels: {train[0].label}"):
+        run("leaking", [train[0], replace(train[0], id="leak", split="test")])
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_the_report_shows_every_point(done: Done) -> None:
+    lines = to_markdown(Report([]), curves=done.file).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| what | size | n | exact |"))
+    assert lines[head].endswith("| top five | chance | labels | tuned on organisms | of topics |")
+    assert len(lines[head + 2 :]) == len(done.points)
+    assert lines[-1].startswith("| organisms per topic | 3 | 5 | ")
+    assert lines[-1].endswith(" | 4 | 11 | 4 |")
