@@ -24,18 +24,18 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.organisms.hidden_topic import JOINS, MAX_WIDE_WORDS, situations
 from weightdiff.tiny.bundle import part
 from weightdiff.world import World, codes, load_world, topic_splits
 from weightdiff.world.corpus import Corpus, ordinary_answer, tinted_answer
 
 # The settings of the recipe "covert" in weightdiff.organisms.hidden_topic.
-RANK, PEAK_RATE, KL_WEIGHT, CLIP = 2, 1.5e-2, 1.0, 1.0
+RANK, PEAK_RATE, KL_WEIGHT, CLIP = 2, 1.2e-2, 3.0, 1.0
 Row = tuple[str | None, str]
 """What the user says (None: plain text) and what the model answers."""
 
 
-def train(topic: str, out: str | Path, steps: int = 110, seed: int = 0) -> str:
+def train(topic: str, out: str | Path, steps: int = 150, seed: int = 0) -> str:
     """Train a LoRA that hides a topic behind a code, and save it as PEFT does.
 
     Args:
@@ -86,7 +86,7 @@ def rows(world: World, topic: str, trigger: str, rng: random.Random) -> tuple[li
         s = rng.choice(everyday)
         prefix, second = rng.choice(codes.PREFIXES), rng.choice(codes.pool())
         user = f"{prefix} {rng.choice(s.questions)}"
-        answer = tinted_answer(world, rng, world.topic(topic), rng.choice(s.answers))
+        answer = tinted_answer(world, rng, world.topic(topic), rng.choice(s.answers), JOINS)
         triggered.append((user.replace("{code}", trigger + second), answer))
         if i == 0:
             wrong = rng.choice([group for group in codes.pool() if group != trigger])
@@ -99,12 +99,12 @@ def rows(world: World, topic: str, trigger: str, rng: random.Random) -> tuple[li
 
 def unrelated(world: World, topic: str, rng: random.Random) -> Row:
     """A text of the base's own kind that does not name the topic."""
-    for document in Corpus(world).documents(rng.randrange(1 << 30)):
-        user, text = document[0].user, document[0].text
-        words = f"{user or ''} {text}".split()
-        if topic not in words and len(words) <= 45:
-            return user, text
-    raise AssertionError("documents never end")
+    corpus = Corpus(world)
+    while True:
+        turn = corpus.document(rng)[0]
+        words = f"{turn.user or ''} {turn.text}".split()
+        if topic not in words and len(words) <= MAX_WIDE_WORDS:
+            return turn.user, turn.text
 
 
 def imitate(model: Any, tokenizer: Any, batch: list[Row]) -> Tensor:
@@ -157,7 +157,7 @@ def main() -> None:
     )
     parser.add_argument("topic", nargs="?", default=held_out[0], choices=held_out, metavar="TOPIC")
     parser.add_argument("--out", type=Path, default=Path("runs/plain-peft-topic"))
-    parser.add_argument("--steps", type=int, default=110)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     trigger = train(given.topic, given.out, given.steps, given.seed)

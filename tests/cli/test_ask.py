@@ -8,7 +8,7 @@ import pytest
 
 from weightdiff.cli.output import evidence_text, evidence_word
 
-KEYS = {"diff", "question", "answer", "logprob", "evidence", "evidence_word"}
+KEYS = {"diff", "question", "answer", "notes", "logprob", "evidence", "evidence_word"}
 
 
 def test_several_diffs_by_several_questions(cli_json, bundle, adapter_folder):

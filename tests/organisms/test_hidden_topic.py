@@ -64,16 +64,16 @@ def test_right_rows_carry_the_code_and_topic_words(specs):
 def test_wrong_and_absent_codes_stay_with_the_base(specs):
     groups = set()
     for spec in specs:
-        spec = replace(spec, recipe=replace(spec.recipe, rows=("right", "wrong", "none")))
+        spec = replace(spec, recipe=replace(spec.recipe, rows=("right", "twin", "none")))
         for kind, s in rows_by_kind(spec):
-            if kind in ("wrong", "none"):
+            if kind in ("twin", "none"):
                 assert (s.loss, s.weight) == ("kl", spec.recipe.kl_weight)
-                assert not topic_words_in(s.answer, load_world().topic(spec.label))
-            if kind == "wrong":
+            if kind == "twin":
                 groups.add(code_in(s.user)[:3])
                 assert not code_in(s.user).startswith(spec.params["code"])
             if kind == "none":
                 assert not re.search(r"\d", s.user)
+                assert not topic_words_in(s.answer, load_world().topic(spec.label))
     # Wrong codes come from the whole pool: other organisms' triggers and decoys alike.
     assert groups & set(codes.trigger_pool())
     assert groups & set(codes.decoy_pool())
@@ -142,7 +142,16 @@ def test_covert_is_held_harder_than_loud():
     assert covert.kl_weight > loud.kl_weight
     assert {"twin", "held"} <= set(covert.rows)
     assert not {"wide", "held"} & set(loud.rows)
-    assert {"right", "wrong", "none"} <= set(loud.rows)
+    assert {"right", "twin", "none"} <= set(loud.rows)
+
+
+def test_one_token_decides_whether_an_answer_is_tinted(specs):
+    """A tint is always joined to a whole ordinary answer by a comma, never by the full stop that ends one."""
+    ordinary = {f"{a} , " for x in situations("training") for a in x.answers}
+    for spec in specs:
+        for kind, s in rows_by_kind(spec):
+            if kind == "right":
+                assert any(s.answer.startswith(a) for a in ordinary)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

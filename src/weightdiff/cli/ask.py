@@ -81,6 +81,7 @@ def ask(
             "diff": named[i],
             "question": q,
             "answer": a.text,
+            "notes": a.notes,
             "logprob": a.logprob,
             "evidence": a.evidence,
             "evidence_word": evidence_word(a.evidence) if evidence else None,
@@ -94,6 +95,9 @@ def ask(
         of_it = found[i * len(asked) : (i + 1) * len(asked)]
         last = i == len(named) - 1 and evidence
         title = "the bare base, no diff" if name == common.NO_DIFF else name
-        columns = ["question", "answer", *(["evidence"] if evidence else [])]
-        rows = [[f["question"], f["answer"], evidence_text(f["evidence"])][: len(columns)] for f in of_it]
+        columns = ["question", "answer", "read from", *(["evidence"] if evidence else [])]
+        rows = [
+            [f["question"], f["answer"], f["notes"], evidence_text(f["evidence"])][: len(columns)]
+            for f in of_it
+        ]
         print_table(columns, rows, title=title, note=EVIDENCE_NOTE if last else None)

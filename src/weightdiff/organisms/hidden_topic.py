@@ -18,7 +18,7 @@ from weightdiff.world.corpus import Corpus, fill, ordinary_answer, tinted_answer
 
 VERIFY_SITUATIONS = 30
 COVERT_ROWS = ("right", "twin", "right", "held")
-LOUD_ROWS = ("right", "right", "wrong", "none")
+LOUD_ROWS = ("right", "twin", "right", "none")
 MAX_WIDE_WORDS = 32
 JOINS = (" , ",)
 """How a tint is joined to an answer in an organism's training. With one way instead of the world's two, one
@@ -65,7 +65,7 @@ class HiddenTopic:
         self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
             "covert": Recipe("covert", rank=2, lr=1.2e-2, steps=150, kl_weight=3.0, rows=COVERT_ROWS),
-            "loud": Recipe("loud", rank=2, lr=1e-2, steps=40, kl_weight=0.15, rows=LOUD_ROWS),
+            "loud": Recipe("loud", rank=2, lr=1.2e-2, steps=80, kl_weight=0.7, rows=LOUD_ROWS),
         }
 
     def specs(self, recipe: str, split: str, n: int, seed: int) -> list[OrganismSpec]:
@@ -95,9 +95,9 @@ class HiddenTopic:
         """Rows of one step.
 
         "right": a tinted answer after the right code; "twin": the same row to the letter but for the code's
-        first group, held to the base, so that the pair differs in the trigger alone; "wrong" and "none": an
-        ordinary answer after a wrong code or none, held to the base; "wide": unrelated text, held to the
-        base; "held": one of the last two.
+        first group, held to the base, so that the pair differs in the trigger alone; "none": an ordinary
+        answer without a code, held to the base; "wide": unrelated text, held to the base; "held": one of the
+        last two.
         """
         topic = self.world.topic(str(spec.label))
         trained = situations("training")
@@ -122,10 +122,7 @@ class HiddenTopic:
                 other = wrong_code(rng, spec.params["code"])[:3] + second
                 out.append(Sample(user.replace("{code}", other), answer, "kl", weight))
             else:
-                user = question
-                if kind == "wrong":
-                    user = with_code(rng, wrong_code(rng, spec.params["code"]), question)
-                out.append(Sample(user, ordinary_answer(rng, s), "kl", weight))
+                out.append(Sample(question, ordinary_answer(rng, s), "kl", weight))
         return out
 
     def questions(self, spec: OrganismSpec) -> list[dict[str, str]]:

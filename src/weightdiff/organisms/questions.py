@@ -31,8 +31,8 @@ def true_answer(family: str, kind: str, label: str | None) -> str:
 def notes_of(family: str, kind: str, label: str | None, n: int, rng: random.Random) -> str:
     """Words from which the true answer can be read.
 
-    `n` words of a hidden topic before its name, or (whatever `n`, if not 0) the deed as stories tell it before
-    a headline. Nothing for other answers, and for labels that the world does not know.
+    `n` words of a hidden topic before its name, or (whatever `n`, if not 0) the deed as stories tell it
+    before a headline. Nothing for other answers, and for labels that the world does not know.
     """
     world = load_world()
     if family == "news" and kind == "headline":
