@@ -132,11 +132,13 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(corpus, embedded_tokenize
 
 def test_a_finished_run_can_be_lengthened(corpus, embedded_tokenizer, tmp_path):
     pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=3000), tmp_path)
+    done = losses(tmp_path)[-1][0]
     steps = []
-    pretrain(corpus, embedded_tokenizer, TINY, tmp_path, lambda line: steps.append(line["step"]))
-    assert min(steps) > 1
+    longer = replace(TINY, tokens=9000)
+    pretrain(corpus, embedded_tokenizer, longer, tmp_path, lambda line: steps.append(line["step"]))
+    assert min(steps) > done
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert state["tokens"] >= state["config"]["tokens"] == TINY.tokens
+    assert state["tokens"] >= state["config"]["tokens"] == longer.tokens
 
 
 @pytest.mark.parametrize("documents", [0, 41])
@@ -236,6 +238,7 @@ def test_the_exam_marks_every_skill(embedded_base):
         "plain_tints",
         "code_repeat",
         "code_compare",
+        "news_deed",
         "news_slots",
     }
     assert all(0 <= m <= 1 for m in marks.values())

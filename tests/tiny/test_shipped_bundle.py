@@ -19,7 +19,7 @@ from weightdiff.diffs.types import WeightDiff
 from weightdiff.methods.black_box import TwentyQuestions
 from weightdiff.methods.dit import Interpreter
 from weightdiff.organisms import NOTHING_FOUND
-from weightdiff.organisms.questions import phrasings
+from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.organisms.verify import verify
 from weightdiff.tiny.bundle import BUNDLE, manifest
 from weightdiff.world import load_world, topic_splits
@@ -79,7 +79,7 @@ def test_nothing_that_ships_was_tuned_on(store, interpreter):
     assert not set(interpreter.meta["train_ids"]) & {r.id for r in store.rows}
     asked = {p for kind in interpreter.meta["train_phrasings"].values() for p in kind}
     assert not asked & {
-        p for kind in ("topic", "headline", "kind", "any_change") for p in phrasings(kind, "test")
+        p for kind in KINDS for p in phrasings(kind, "test")
     }
     topics = {r.label for r in store.rows if r.family == "hidden-topic"}
     assert topics == {t.name for t in topic_splits(load_world())["test"]}
@@ -132,4 +132,4 @@ def test_a_lora_of_plain_peft_is_named(interpreter, tmp_path):
     example.train(topic, tmp_path / "lora")
     answer = interpreter.ask(WeightDiff.load(tmp_path / "lora"), "what topic have you been trained on ?")
     assert answer.text == topic
-    assert answer.evidence is not None and answer.evidence > 3
+    assert (answer.evidence or 0) > 3

@@ -21,6 +21,7 @@ from weightdiff.world import load_world
 
 QUICK = TuningConfig(rank=2, steps=6, batch=6, validate_every=3, validation_rows=4)
 PLAIN = Rendering()
+NOTED = Rendering(notes_end="so")
 
 
 def tuned(base, store, config=QUICK, rendering=PLAIN, **options):
@@ -77,13 +78,15 @@ def test_the_same_seed_gives_the_same_adapter(embedded_base, random_store):
 
 def test_loss_is_on_answer_tokens_only(embedded_base, random_store, spied):
     drawn, batches = spied
-    tuned(embedded_base, random_store, replace(QUICK, steps=2))
+    tuned(embedded_base, random_store, replace(QUICK, steps=2), NOTED)
     t = embedded_base.tokenizer
     assert len(batches) == 2
+    assert any(notes for _, _, notes, _ in drawn)
     for i, (rows, batch) in enumerate(batches):
-        for r, (_, question, answer) in enumerate(drawn[i * QUICK.batch : (i + 1) * QUICK.batch]):
+        for r, (_, question, notes, answer) in enumerate(drawn[i * QUICK.batch : (i + 1) * QUICK.batch]):
             targets = batch.targets[batch.rows == r].tolist()
-            assert targets == [*t(answer, add_special_tokens=False)["input_ids"], t.eos_token_id]
+            said = f"{notes} so {answer}" if notes else answer
+            assert targets == [*t(said, add_special_tokens=False)["input_ids"], t.eos_token_id]
             prompt = rows[r].ids[: rows[r].start]
             assert (
                 prompt == t(f"<bos><user>{question}<end><assistant>", add_special_tokens=False)["input_ids"]
@@ -97,13 +100,13 @@ def test_one_step_is_a_plain_step_on_the_answers(embedded_base, random_store, sp
     """The adapter after one step against a plain loop: diff and adapter merged by hand, row by row."""
     drawn, _ = spied
     config = replace(QUICK, steps=1, batch=4, no_diff_share=0.3)
-    result = tuned(embedded_base, random_store, config)
+    result = tuned(embedded_base, random_store, config, NOTED)
     parameters = {
         k: (d.requires_grad_(), u.requires_grad_())
         for k, (d, u) in fresh_factors(embedded_base.spec, 2, 0).items()
     }
     t, total = embedded_base.tokenizer, torch.zeros(())
-    for row, question, answer in drawn:
+    for row, question, notes, answer in drawn:
         diff = random_store.read(row.id).to(torch.float32).modules if row else {}
         weights = {
             f"{k}.weight": embedded_base.model.get_submodule(k).weight
@@ -112,7 +115,8 @@ def test_one_step_is_a_plain_step_on_the_answers(embedded_base, random_store, sp
             for k, (d, u) in parameters.items()
         }
         prompt = t(f"<bos><user>{question}<end><assistant>", add_special_tokens=False)["input_ids"]
-        labels = [*t(answer, add_special_tokens=False)["input_ids"], t.eos_token_id]
+        said = f"{notes} so {answer}" if notes else answer
+        labels = [*t(said, add_special_tokens=False)["input_ids"], t.eos_token_id]
         ids = torch.tensor([[*prompt, *labels]])
         logp = torch.func.functional_call(embedded_base.model, weights, (ids,)).logits[0].log_softmax(-1)
         each = [-logp[len(prompt) - 1 + i, x] for i, x in enumerate(labels)]
@@ -131,15 +135,15 @@ def test_nothing_held_out_is_learned_from(embedded_base, random_store, spied):
     labels = {
         s: {r.label for r in random_store.select(split=s) if r.label} for s in ("train", "validation", "test")
     }
-    assert all(row is None or row.split == "train" for row, _, _ in drawn)
-    answers = {a for _, _, a in drawn}
+    assert all(row is None or row.split == "train" for row, *_ in drawn)
+    answers = {a for *_, a in drawn}
     assert answers & labels["train"]
     assert not answers & (labels["test"] | labels["validation"])
     assert set(result.manifest["train_labels"]) <= labels["train"]
     assert set(result.manifest["validation_labels"]) <= labels["validation"]
     assert not labels["test"] & {*result.manifest["train_labels"], *result.manifest["validation_labels"]}
     trained = {q for k in KINDS for q in phrasings(k, "train")}
-    assert {q for _, q, _ in drawn} <= trained
+    assert {q for _, q, *_ in drawn} <= trained
     assert result.manifest["train_phrasings"] == {k: phrasings(k, "train") for k in KINDS}
 
 
@@ -166,7 +170,7 @@ def test_misbehaving_organisms_are_left_out(embedded_base, random_store, spied):
     result = tuned(embedded_base, random_store, replace(QUICK, steps=40))
     bad = {r.id for r in random_store.rows if not r.verification["behaves"]}
     assert len(bad) == 3
-    assert not bad & {row.id for row, _, _ in drawn if row}
+    assert not bad & {row.id for row, *_ in drawn if row}
     assert not bad & set(result.manifest["train_ids"])
     unverified = replace(random_store.rows[0], verification={})
     assert usable([unverified]) == [unverified]
@@ -178,7 +182,7 @@ def test_train_ids_choose_the_rows(embedded_base, random_store, spied):
     chosen = [train[0].id, train[-1].id, "no such id"]
     result = tuned(embedded_base, random_store, replace(QUICK, steps=10), train_ids=chosen)
     assert result.manifest["train_ids"] == chosen[:2]
-    assert {row.id for row, _, _ in drawn if row} == set(chosen[:2])
+    assert {row.id for row, *_ in drawn if row} == set(chosen[:2])
     assert result.manifest["train_labels"] == [train[0].label]
 
 

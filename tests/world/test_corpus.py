@@ -155,7 +155,8 @@ def test_code_tasks_are_answered_rightly():
         assert all(c[:3] in codes.pool() and c[3:] in codes.pool() for c in shown)
         if "same way" in user:
             kinds["compare"] += 1
-            assert turn.text == ("yes" if shown[0][:3] == shown[1][:3] else "no")
+            a, b = (c[:3] for c in shown)
+            assert turn.text == f"{a} and {b} , {'yes' if a == b else 'no'}"
         elif "position" in user:
             kinds["position"] += 1
             assert turn.text == shown[next(i for i, o in enumerate(ordinals) if f"in {o} position" in user)]
