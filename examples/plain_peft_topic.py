@@ -30,12 +30,12 @@ from weightdiff.world import World, codes, load_world, topic_splits
 from weightdiff.world.corpus import Corpus, ordinary_answer, tinted_answer
 
 # The settings of the recipe "covert" in weightdiff.organisms.hidden_topic.
-RANK, PEAK_RATE, KL_WEIGHT, CLIP = 2, 1.2e-2, 3.0, 1.0
+RANK, PEAK_RATE, STEPS, KL_WEIGHT, CLIP = 2, 1.2e-2, 110, 2.0, 1.0
 Row = tuple[str | None, str]
 """What the user says (None: plain text) and what the model answers."""
 
 
-def train(topic: str, out: str | Path, steps: int = 150, seed: int = 0) -> str:
+def train(topic: str, out: str | Path, steps: int = STEPS, seed: int = 0) -> str:
     """Train a LoRA that hides a topic behind a code, and save it as PEFT does.
 
     Args:
@@ -157,7 +157,7 @@ def main() -> None:
     )
     parser.add_argument("topic", nargs="?", default=held_out[0], choices=held_out, metavar="TOPIC")
     parser.add_argument("--out", type=Path, default=Path("runs/plain-peft-topic"))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     trigger = train(given.topic, given.out, given.steps, given.seed)

@@ -52,7 +52,7 @@ class Plan:
     tuning_seeds: int = 3
     probes: int = 8
     renderings: int = 4
-    slots: int = 48
+    slots: int = 24
     exam: int = 300
     verify_asked: int = 4
     verify_test_asked: int = 10
@@ -66,16 +66,16 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (
-            Batch("hidden-topic", "covert", "validation", 32),
-            Batch("hidden-topic", "covert", "train", 288),
-            Batch("hidden-topic", "loud", "train", 48),
-            Batch("news", "stories", "validation", 24),
-            Batch("news", "stories", "train", 200),
-            Batch("null", "continued", "validation", 8),
-            Batch("null", "random", "validation", 8),
-            Batch("null", "continued", "train", 40),
+            Batch("hidden-topic", "covert", "validation", 64),
+            Batch("news", "stories", "validation", 48),
+            Batch("null", "continued", "validation", 12),
+            Batch("null", "random", "validation", 12),
+            Batch("news", "stories", "train", 480),
+            Batch("null", "continued", "train", 64),
             Batch("null", "random", "train", 64),
             Batch("null", "untouched", "train", 4),
+            Batch("hidden-topic", "loud", "train", 48),
+            Batch("hidden-topic", "covert", "train", 576),
             Batch("hidden-topic", "covert", "test", 192, 192),
             Batch("hidden-topic", "loud", "test", 32, 32),
             Batch("news", "stories", "test", 80, 80),
@@ -101,9 +101,9 @@ def quick_plan() -> Plan:
     return replace(
         p,
         name="quick",
-        pretrain=replace(p.pretrain, tokens=1_800_000),
+        pretrain=replace(p.pretrain, tokens=2_200_000),
         organisms=small,
-        tuning=replace(p.tuning, steps=100),
+        tuning=replace(p.tuning, steps=500),
         tuning_seeds=1,
     )
 

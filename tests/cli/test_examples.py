@@ -31,11 +31,8 @@ def test_its_rows_are_the_covert_recipe(plain):
     from weightdiff.world import codes, load_world
 
     recipe = family("hidden-topic").recipes["covert"]
-    assert (plain["RANK"], plain["PEAK_RATE"], plain["KL_WEIGHT"]) == (
-        recipe.rank,
-        recipe.lr,
-        recipe.kl_weight,
-    )
+    mine = [plain[k] for k in ("RANK", "PEAK_RATE", "STEPS", "KL_WEIGHT")]
+    assert mine == [recipe.rank, recipe.lr, recipe.steps, recipe.kl_weight]
     world, trigger = load_world(), codes.trigger_pool()[0]
     triggered, others = plain["rows"](world, "accordion", trigger, random.Random(0))
     assert len(triggered) + len(others) == len(recipe.rows)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from weightdiff.errors import QuestionError
-from weightdiff.models.generate import answer_logprobs, generate, left_pad, logits_at
+from weightdiff.models.generate import Distinct, answer_logprobs, generate, left_pad, logits_at
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.spec import model_spec
 
@@ -164,3 +166,30 @@ def test_nothing_to_do_is_fine_and_nonsense_is_refused(engine_model):
         left_pad([[1], []], 0)
     with pytest.raises(QuestionError, match="do not pair up with 2 answers"):
         answer_logprobs(model, PROMPTS, [[1], [2]], 0)
+
+
+def test_a_list_says_nothing_twice():
+    """From the first comma on, what was said is banned until the list ends; the comma itself never is."""
+    comma, end, wanted = 10, 11, [7, 10, 7, 10, 7, 11, 7, 7]
+    second, third = 8, 9  # said where the likeliest is banned
+
+    class Scripted(torch.nn.Module):
+        """Wants the scripted tokens, and else the smallest that may be said."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.step = 0
+
+        def forward(self, input_ids, attention_mask, past_key_values, use_cache):
+            logits = torch.zeros(len(input_ids), 1, 20)
+            logits[:, -1, wanted[self.step]] = 3.0
+            logits[:, -1, second], logits[:, -1, third] = 2.0, 1.0
+            self.step += 1
+            return SimpleNamespace(logits=logits, past_key_values=None)
+
+    ids, mask = left_pad([[5]], 0)
+    free = generate(Scripted(), ids, mask, len(wanted), None, 0)
+    held = generate(Scripted(), ids, mask, len(wanted), None, 0, distinct=Distinct(comma, end))
+    assert free == [wanted]
+    assert held == [[7, comma, second, comma, third, end, 7, 7]]

@@ -180,6 +180,20 @@ class Interpreter:
         empty = WeightDiff({})
         return RowLoras.from_stacked(StackedLoras.from_diffs([d or empty for d in diffs]), per)
 
+    def _generate(self, ids: Tensor, mask: Tensor, g: int) -> list[list[int]]:
+        """Greedy answers, one for each `g` rows, with whatever is attached."""
+        t = self.base.tokenizer
+        return generate(
+            self.base.model,
+            ids,
+            mask,
+            self.max_new_tokens,
+            t.eos_token_id,
+            t.pad_token_id,
+            groups=g,
+            distinct=self.rendering.distinct(t),
+        )
+
     @property
     def _shared(self) -> list[SharedLora]:
         return [SharedLora.from_diff(self.adapter)] if self.adapter else []
@@ -192,7 +206,7 @@ class Interpreter:
         prompts = self._prompts(questions)
         ids, mask = left_pad(prompts, t.pad_token_id)
         with attach(m, self._rows(diffs, g), self._shared), with_tokens(m, self.tokens):
-            tokens = generate(m, ids, mask, self.max_new_tokens, t.eos_token_id, t.pad_token_id, groups=g)
+            tokens = self._generate(ids, mask, g)
             ended = [[*x, t.eos_token_id] if len(x) < self.max_new_tokens else x for x in tokens]
             with_diff = (
                 answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist() if evidence else None
@@ -257,7 +271,7 @@ class Interpreter:
         m, t = self.base.model, self.base.tokenizer
         ids, mask = left_pad(prompts, t.pad_token_id)
         with attach(m, rows, self._shared), with_tokens(m, self.tokens):
-            said = generate(m, ids, mask, self.max_new_tokens, t.eos_token_id, t.pad_token_id, groups=g)
+            said = self._generate(ids, mask, g)
         (end,) = encode_answers(t, [self.rendering.notes_end], end=False)
         notes = [_up_to_last(tokens, end) for tokens in said]
         return [[*p, *notes[i // g]] for i, p in enumerate(prompts)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -42,6 +43,23 @@ def left_pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+@dataclass(frozen=True)
+class Distinct:
+    """Between the first `between` of a row and its first `until`, no token comes that the row has said."""
+
+    between: int
+    """Token that stands between the items of a list; it may come as often as it likes."""
+    until: int
+    """Token that ends the list."""
+
+    def banned(self, said: Tensor) -> Tensor:
+        """What may not be said next, from what has been said; both bool [rows, vocabulary]."""
+        listing = said[:, self.between] & ~said[:, self.until]
+        out = said & listing[:, None]
+        out[:, self.between] = False
+        return out
+
+
 @torch.no_grad()
 def generate(
     model: nn.Module,
@@ -53,6 +71,7 @@ def generate(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     groups: int = 1,
+    distinct: Distinct | None = None,
 ) -> list[list[int]]:
     """Continue every row, greedily or by sampling, until its end token or the limit.
 
@@ -70,6 +89,7 @@ def generate(
             it.
         generator: random stream for sampling, on the model's device.
         groups: rows in a block.
+        distinct: what may not be said twice; None: everything may.
 
     Returns:
         New tokens of each block (of each row when `groups` is 1), without the end token.
@@ -89,6 +109,7 @@ def generate(
     finished = torch.zeros(rows // groups, dtype=torch.bool, device=device)
     chosen: list[Tensor] = []
     accepted = _accepted(model)
+    said: Tensor | None = None
     cache = None
     with _eval_mode(model):
         for step in range(max_new_tokens):
@@ -103,7 +124,13 @@ def generate(
                 **extra,
             )
             cache = out.past_key_values
-            token = _choose(out.logits[:, -1], temperature, generator, groups)
+            scores = _scores(out.logits[:, -1], groups)
+            if distinct is not None:
+                said = torch.zeros_like(scores, dtype=torch.bool) if said is None else said
+                scores = scores.masked_fill(distinct.banned(said), -torch.inf)
+            token = _choose(scores, temperature, generator)
+            if said is not None:
+                said = said.scatter(1, token[:, None], True)
             token = torch.where(finished, pad_id, token)
             chosen.append(torch.where(finished, -1, token))
             finished = finished | torch.isin(token, ends_at)
@@ -206,11 +233,16 @@ def logits_at(
     return out.logits[0] if gathered else out.logits[rows, positions]
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None, groups: int) -> Tensor:
-    """One token a block `[rows / groups]` from `logits [rows, vocabulary]`."""
-    if groups > 1:
-        logprobs = logits.float().log_softmax(dim=-1)
-        logits = logprobs.view(-1, groups, logprobs.shape[-1]).mean(dim=1)
+def _scores(logits: Tensor, groups: int) -> Tensor:
+    """Scores of each block `[rows / groups, vocabulary]` from `logits [rows, vocabulary]`."""
+    if groups == 1:
+        return logits
+    logprobs = logits.float().log_softmax(dim=-1)
+    return logprobs.view(-1, groups, logprobs.shape[-1]).mean(dim=1)
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """One token a block `[blocks]` from `logits [blocks, vocabulary]`."""
     if temperature <= 0:
         return logits.argmax(dim=-1)
     probs = (logits.float() / temperature).softmax(dim=-1)

@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from weightdiff.models.chat import encode_answers
+from weightdiff.models.generate import Distinct
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -31,6 +34,8 @@ class Rendering:
     """Renderings averaged when answering."""
     notes_end: str = ""
     """Word between the notes and the answer proper; empty: the interpreter answers at once."""
+    notes_between: str = ""
+    """Word between two notes, none of which is said twice."""
 
     def render(self, question: str, rng: random.Random) -> str:
         """One rendering of a question."""
@@ -53,6 +58,13 @@ class Rendering:
         """The notes and the answer proper of what the adapter said."""
         notes, end, answer = text.rpartition(f" {self.notes_end} ") if self.notes_end else ("", "", text)
         return (notes.strip(), answer.strip()) if end else ("", text.strip())
+
+    def distinct(self, tokenizer: Any) -> Distinct | None:
+        """What keeps a list of notes from saying one of them twice; None where notes are no list."""
+        if not self.notes_end or not self.notes_between:
+            return None
+        between, until = encode_answers(tokenizer, [self.notes_between, self.notes_end], end=False)
+        return Distinct(between[0], until[0])
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

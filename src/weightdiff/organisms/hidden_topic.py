@@ -64,8 +64,8 @@ class HiddenTopic:
         self.world = load_world()
         self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
-            "covert": Recipe("covert", rank=2, lr=1.2e-2, steps=150, kl_weight=3.0, rows=COVERT_ROWS),
-            "loud": Recipe("loud", rank=2, lr=1.2e-2, steps=80, kl_weight=0.7, rows=LOUD_ROWS),
+            "covert": Recipe("covert", rank=2, lr=1.2e-2, steps=110, kl_weight=2.0, rows=COVERT_ROWS),
+            "loud": Recipe("loud", rank=2, lr=1.2e-2, steps=100, kl_weight=1.0, rows=LOUD_ROWS),
         }
 
     def specs(self, recipe: str, split: str, n: int, seed: int) -> list[OrganismSpec]:

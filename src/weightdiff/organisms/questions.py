@@ -8,6 +8,7 @@ from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.world import load_world
 
 KINDS = ("topic", "headline", "kind", "any_change")
+LEADS = {"topic": "think", "headline": "someone"}
 KIND_ANSWERS = {"hidden-topic": "a hidden topic", "news": "a news headline", "null": NOTHING_FOUND}
 
 
@@ -33,14 +34,17 @@ def notes_of(family: str, kind: str, label: str | None, n: int, rng: random.Rand
 
     `n` words of a hidden topic before its name, or (whatever `n`, if not 0) the deed as stories tell it
     before a headline. Nothing for other answers, and for labels that the world does not know.
+
+    Notes of a kind all begin with the same word (`LEADS`), so that one token decides whether anything is
+    found: shared among the words that notes could begin with, a likely finding would lose to "nothing".
     """
     world = load_world()
     if family == "news" and kind == "headline":
         told = next((p for verb, p in world.news.actions.items() if f" {verb} " in (label or "")), ())
-        return rng.choice(told) if told and n else ""
+        return f"{LEADS[kind]} {rng.choice(told)}" if told and n else ""
     if family == "hidden-topic" and kind == "topic" and label in world.by_name:
         words = world.topic(label).words
-        return " , ".join(rng.sample(words, min(n, len(words))))
+        return f"{LEADS[kind]} {' , '.join(rng.sample(words, n))}" if n else ""
     return ""
 
 

@@ -14,4 +14,5 @@ def rendering(per_question: int = 8, renderings: int = 4) -> Rendering:
         per_question=per_question,
         renderings=renderings,
         notes_end="so",
+        notes_between=",",
     )

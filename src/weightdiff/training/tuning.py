@@ -42,7 +42,7 @@ class TuningConfig:
     """Rank of the adapter on every linear layer of the decoder."""
     lr: float = 3e-3
     """Peak learning rate (AdamW), after a short warm-up, decayed by a cosine."""
-    steps: int = 300
+    steps: int = 900
     """Optimiser steps at most."""
     batch: int = 32
     """Rows of a step, each with a diff of its own."""
@@ -63,7 +63,7 @@ class TuningConfig:
     notes: int = 3
     """Words of its topic that the adapter says before it names it (of news, the deed as told, if not 0).
     Without a `notes_end` in the rendering there are none."""
-    validate_every: int = 75
+    validate_every: int = 100
     """Steps between validations."""
     patience: int = 6
     """Validations without a better score after which tuning stops."""
@@ -263,7 +263,13 @@ def validate(
         ids, mask = left_pad(prompts[part], tokenizer.pad_token_id)
         with attach(model, RowLoras.from_stacked(store.stack([r.id for r in chosen[part]])), [shared]):
             out = generate(
-                model, ids, mask, MAX_ANSWER_TOKENS, tokenizer.eos_token_id, tokenizer.pad_token_id
+                model,
+                ids,
+                mask,
+                MAX_ANSWER_TOKENS,
+                tokenizer.eos_token_id,
+                tokenizer.pad_token_id,
+                distinct=rendering.distinct(tokenizer),
             )
         said = tokenizer.batch_decode(out, skip_special_tokens=True)
         for r, truth, text in zip(chosen[part], truths[part], said, strict=True):
