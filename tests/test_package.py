@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +72,11 @@ def test_fixtures_build_models_that_chat(any_tiny_model, tiny_tokenizer):
     )
     logits = any_tiny_model(**encoded).logits
     assert logits.shape == (*encoded["input_ids"].shape, any_tiny_model.config.vocab_size)
+
+
+def test_the_readme_shows_the_results_as_they_were_measured():
+    root = Path(__file__).parents[1]
+    shown = (root / "README.md").read_text().split("<!-- results -->\n")[1].split("<!-- /results -->")[0]
+    page = (root / "docs" / "results" / "hidden-topic.md").read_text()
+    assert shown.count("\n") > 10
+    assert f"## Against the goals\n\n{shown}\n" in page

@@ -14,7 +14,7 @@ from weightdiff.diffs.store import DiffStore
 from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, StoreError
 from weightdiff.evals.main_job import evaluate
 from weightdiff.evals.metrics import ResultRow
-from weightdiff.evals.report import Report, readme_table, save, to_markdown
+from weightdiff.evals.report import Report, save, summary_lines, to_markdown
 from weightdiff.methods.dit import Interpreter
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms.questions import KINDS, phrasings
@@ -219,10 +219,14 @@ def test_markdown_tables_are_square() -> None:
     )
     table = [line for line in to_markdown(report).splitlines() if line.startswith("|")]
     widths = {line.count("|") for line in table}
-    assert widths == {5, 12}
+    assert widths == {5, 10, 12}
     assert "| 100.0 % | 30.0 % … 100.0 % | 0.0 % | ≥ 90 % | yes |" in table[-2]
     assert "| −∞ … 2.00 nats | n/a |" in table[-1]
-    assert readme_table(report).count("\n") == 3
+    (told,) = summary_lines(report)[2:]
+    assert told == (
+        "| dit | stories | exact (headline) | 3 | 100.0 % | 30.0 % … 100.0 % | 0.0 % | ≥ 90 % | yes |"
+    )
+    assert told in table
 
 
 def test_broken_curves(tmp_path: Path) -> None:

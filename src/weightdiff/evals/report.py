@@ -86,6 +86,8 @@ def to_markdown(
             ("group", "diffs", "labels", "not behaving"), [[k, *v.values()] for k, v in report.sizes.items()]
         ),
     ]
+    if any(r.goal is not None for r in report.rows):
+        lines += ["", "## Against the goals", "", *summary_lines(report)]
     for name in dict.fromkeys(r.table for r in report.rows):
         found = [r for r in report.rows if r.table == name]
         lines += ["", f"## {name or 'Results'}", "", *_table(HEAD, [_cells(r) for r in found])]
@@ -94,17 +96,15 @@ def to_markdown(
     return "\n".join(lines) + "\n"
 
 
-def readme_table(report: Report) -> str:
-    """The rows that have a goal, as a short table."""
-    rows = [
-        [_who(r), f"{r.kind}, {r.metric}", _value(r.mean, r.unit), _interval(r), r.goal, _chance(r)]
-        for r in report.rows
-        if r.goal is not None
-    ]
-    return (
-        "\n".join(_table(("who, on which organisms", "measure", "result", "95 %", "goal", "chance"), rows))
-        + "\n"
-    )
+def summary_lines(report: Report) -> list[str]:
+    """The rows that have a goal, as the lines of a table; the README shows it too."""
+    head = ("who", "which diffs", "measure", "n", "result", "95 %", "chance", "goal", "reached")
+    body = []
+    for r in report.rows:
+        if r.goal is not None:
+            _, diffs, kind, metric, n, _, value, interval, chance, goal, met = _cells(r)
+            body.append([r.method, diffs, f"{metric} ({kind})", n, value, interval, chance, goal, met])
+    return _table(head, body)
 
 
 def save(
