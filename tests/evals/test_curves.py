@@ -242,7 +242,7 @@ def test_a_store_that_is_not_enough(setup: curves.Setup, mini_base: Any, tmp_pat
 def test_the_report_shows_every_point(done: Done) -> None:
     lines = to_markdown(Report([]), curves=done.file).splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("| what | size | n | exact |"))
-    assert lines[head].endswith("| top five | chance | labels | tuned on organisms | of topics |")
+    assert lines[head].endswith("| labels | tuned on organisms | of topics | tuning steps |")
     assert len(lines[head + 2 :]) == len(done.points)
     assert lines[-1].startswith("| organisms per topic | 3 | 5 | ")
-    assert lines[-1].endswith(" | 4 | 11 | 4 |")
+    assert lines[-1].endswith(f" | 4 | 11 | 4 | {done.points[-1]['steps']} |")

@@ -6,12 +6,10 @@ measured.
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from weightdiff.artifacts import check_manifest
 from weightdiff.diffs.store import DiffRow, DiffStore
@@ -78,19 +76,17 @@ def test_nothing_that_ships_was_tuned_on(store, interpreter):
     assert not seen & {r.label for r in store.rows if r.label}
     assert not set(interpreter.meta["train_ids"]) & {r.id for r in store.rows}
     asked = {p for kind in interpreter.meta["train_phrasings"].values() for p in kind}
-    assert not asked & {
-        p for kind in KINDS for p in phrasings(kind, "test")
-    }
+    assert not asked & {p for kind in KINDS for p in phrasings(kind, "test")}
     topics = {r.label for r in store.rows if r.family == "hidden-topic"}
     assert topics == {t.name for t in topic_splits(load_world())["test"]}
 
 
 def test_covert_topics_are_named(store, interpreter):
-    assert share_right(interpreter, *sample(store, "covert", 32), "topic") >= 0.75
+    assert share_right(interpreter, *sample(store, "covert", 32), "topic") >= 0.85
 
 
 def test_headlines_are_told(store, interpreter):
-    assert share_right(interpreter, *sample(store, "stories", 20), "headline") >= 0.7
+    assert share_right(interpreter, *sample(store, "stories", 20), "headline") >= 0.85
 
 
 def test_nothing_is_found_where_nothing_is(store, interpreter):
@@ -123,13 +119,8 @@ def test_what_is_stored_about_behaviour_still_holds(store, interpreter):
 @pytest.mark.slow
 def test_a_lora_of_plain_peft_is_named(interpreter, tmp_path):
     """Trained by a hand-written loop, far from the factory: see `examples/plain_peft_topic.py`."""
-    spec = importlib.util.spec_from_file_location("plain_peft_topic", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    example: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     topic = topic_splits(load_world())["test"][0].name
-    torch.manual_seed(0)
-    example.train(topic, tmp_path / "lora")
+    runpy.run_path(str(EXAMPLE))["train"](topic, tmp_path / "lora")
     answer = interpreter.ask(WeightDiff.load(tmp_path / "lora"), "what topic have you been trained on ?")
     assert answer.text == topic
     assert (answer.evidence or 0) > 3

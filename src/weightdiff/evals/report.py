@@ -158,6 +158,7 @@ def _curve_lines(points: Sequence[dict[str, Any]]) -> list[str]:
         "labels": "labels",
         "organisms": "tuned on organisms",
         "topics": "of topics",
+        "steps": "tuning steps",
     }
     shown = [k for k in extra if any(k in p for p in points)]
     body = []
