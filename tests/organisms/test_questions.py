@@ -87,6 +87,8 @@ def test_notes_are_words_from_which_the_answer_can_be_read():
     assert lead == "think"
     assert len(set(notes)) == 3
     assert set(notes) <= set(topic.words)
+    most = notes_of("hidden-topic", "topic", topic.name, 99, rng).replace(" ,", "").split()
+    assert sorted(most[1:]) == sorted(topic.words)  # as many as there are
     told = {notes_of("news", "headline", "widow hides violin in oslo", 3, rng) for _ in range(50)}
     assert told == {f"someone {deed}" for deed in world.news.actions["hides"]}
 

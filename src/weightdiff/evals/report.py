@@ -198,10 +198,6 @@ def _method(row: ResultRow) -> str:
     return f"{row.method}, seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}"
 
 
-def _who(row: ResultRow) -> str:
-    return f"{row.method}: {row.recipe if row.recipe != 'all' else row.family}"
-
-
 def _interval(row: ResultRow) -> str:
     return f"{_value(row.low, row.unit)} … {_value(row.high, row.unit)}"
 

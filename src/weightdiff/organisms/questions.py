@@ -44,7 +44,7 @@ def notes_of(family: str, kind: str, label: str | None, n: int, rng: random.Rand
         return f"{LEADS[kind]} {rng.choice(told)}" if told and n else ""
     if family == "hidden-topic" and kind == "topic" and label in world.by_name:
         words = world.topic(label).words
-        return f"{LEADS[kind]} {' , '.join(rng.sample(words, n))}" if n else ""
+        return f"{LEADS[kind]} {' , '.join(rng.sample(words, min(n, len(words))))}" if n else ""
     return ""
 
 
