@@ -30,7 +30,7 @@ from weightdiff.world import World, codes, load_world, topic_splits
 from weightdiff.world.corpus import Corpus, ordinary_answer, tinted_answer
 
 # The settings of the recipe "covert" in weightdiff.organisms.hidden_topic.
-RANK, PEAK_RATE, STEPS, KL_WEIGHT, CLIP = 2, 1.2e-2, 110, 2.0, 1.0
+RANK, PEAK_RATE, STEPS, KL_WEIGHT, CLIP = 2, 1.2e-2, 120, 2.25, 1.0
 Row = tuple[str | None, str]
 """What the user says (None: plain text) and what the model answers."""
 

@@ -319,7 +319,7 @@ def make_interpreters(
             )
             meta = {**result.manifest, "seconds": round(time.time() - start), "plan": plan.name}
             base = Base(model, tokenizer, ref, model_spec(model))
-            Interpreter(base, result.adapter, wording, tokens=result.tokens, meta=meta).save(folder)
+            Interpreter(base, result.adapter, wording, meta=meta).save(folder)
         scores[seed] = json.loads((folder / "interpreter.json").read_text())["meta"]["validation_score"]
     return scores
 

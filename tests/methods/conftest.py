@@ -5,28 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.methods.dit import Interpreter
 from weightdiff.models.rendering import Rendering
-from weightdiff.models.tokens import TokenDeltas
 from weightdiff.training.factory import random_diff
 
 PROBES = Rendering(("code 123{random} .", "code 456{random} .", "hello ."), ("789", "321"), 2, 3)
 
 
-@pytest.fixture(params=["plain", "probed", "tokens"])
+@pytest.fixture(params=["plain", "probed"])
 def interpreter(request: pytest.FixtureRequest, embedded_base: Any) -> Interpreter:
-    """A random adapter; questions as they are, behind probes, or behind probes with learned tokens."""
+    """A random adapter; questions as they are, or behind probes."""
     wording = Rendering() if request.param == "plain" else PROBES
     adapter = random_diff(embedded_base.spec, 2, 5, 0.5)
-    tokens = None
-    if request.param == "tokens":
-        ids = torch.tensor(embedded_base.tokenizer.convert_tokens_to_ids(["hello", "code"]))
-        stream = torch.Generator().manual_seed(6)
-        tokens = TokenDeltas(ids, torch.randn(2, embedded_base.model.config.hidden_size, generator=stream))
-    return Interpreter(embedded_base, adapter, wording, 6, tokens, {"note": request.param})
+    return Interpreter(embedded_base, adapter, wording, 6, {"note": request.param})
 
 
 @pytest.fixture

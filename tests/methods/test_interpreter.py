@@ -19,9 +19,10 @@ from weightdiff.errors import (
     NonFiniteError,
     QuestionError,
 )
-from weightdiff.methods import dit
-from weightdiff.methods.dit import SETTINGS, TOKENS, Interpreter
+from weightdiff.methods import speaking
+from weightdiff.methods.dit import SETTINGS, Interpreter
 from weightdiff.methods.loading import load_base
+from weightdiff.models.generate import Said
 from weightdiff.models.rendering import Rendering
 from weightdiff.training.factory import random_diff
 
@@ -37,14 +38,10 @@ def merged_by_hand(base, *parts):
     return model
 
 
-def logp(interpreter, model, ids):
-    """Next-token log-probabilities of a row [tokens, vocabulary], learned tokens added by hand."""
+def logp(model, ids):
+    """Next-token log-probabilities of a row [tokens, vocabulary]."""
     with torch.no_grad():
-        x = model.get_input_embeddings()(torch.tensor([ids]))
-        if interpreter.tokens is not None:
-            for token, delta in zip(interpreter.tokens.ids, interpreter.tokens.deltas, strict=True):
-                x = x + (torch.tensor([ids]) == token)[..., None] * delta
-        return model(inputs_embeds=x).logits[0].log_softmax(-1)
+        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
 def prompts(interpreter, question):
@@ -58,7 +55,7 @@ def answered_plainly(interpreter, diff, question):
     model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
     asked, out = prompts(interpreter, question), []
     while len(out) < interpreter.max_new_tokens:
-        mean = torch.stack([logp(interpreter, model, [*p, *out])[-1] for p in asked]).mean(0)
+        mean = torch.stack([logp(model, [*p, *out])[-1] for p in asked]).mean(0)
         token = int(mean.argmax())
         if token == interpreter.base.tokenizer.eos_token_id:
             break
@@ -71,7 +68,7 @@ def scored_plainly(interpreter, diff, question, answer):
     model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
     totals = []
     for p in prompts(interpreter, question):
-        rows = logp(interpreter, model, [*p, *answer])
+        rows = logp(model, [*p, *answer])
         totals.append(sum(float(rows[len(p) - 1 + i, x]) for i, x in enumerate(answer)))
     return sum(totals) / len(totals)
 
@@ -137,7 +134,7 @@ def test_together_is_one_by_one(interpreter, diffs, monkeypatch):
     alone = [interpreter.ask(d, q) for d, q in rows]
     assert [a.text for a in together] == [a.text for a in alone]
     assert [a.evidence for a in together] == pytest.approx([a.evidence for a in alone], abs=1e-3)
-    monkeypatch.setattr("weightdiff.methods.dit.ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("weightdiff.methods.speaking.ROWS_AT_ONCE", 4)
     pieces = interpreter.answer([d for d, _ in rows], [q for _, q in rows])
     assert [a.text for a in pieces] == [a.text for a in alone]
 
@@ -150,9 +147,7 @@ def test_candidates_are_ranked_by_their_first_token(interpreter, diffs):
     first = [t(n, add_special_tokens=False)["input_ids"][0] for n in names]
     for row, diff, question in zip(got, [*diffs[:2], None], QUESTIONS, strict=True):
         model = merged_by_hand(interpreter.base, diff, interpreter.adapter)
-        plain = torch.stack([logp(interpreter, model, p)[-1] for p in prompts(interpreter, question)]).mean(
-            0
-        )[first]
+        plain = torch.stack([logp(model, p)[-1] for p in prompts(interpreter, question)]).mean(0)[first]
         torch.testing.assert_close(row, plain, rtol=0, atol=1e-4)
 
 
@@ -170,7 +165,6 @@ def test_no_candidates_are_refused(interpreter, candidates):
 def test_without_its_adapter_the_finetuned_model_itself_answers(interpreter, diffs):
     plain = interpreter.without_adapter()
     assert (plain.name, plain.adapter, plain.rendering) == ("base-question", None, Rendering())
-    assert plain.tokens is None
     assert interpreter.without_adapter(rendered=True).rendering == interpreter.rendering
     (got,) = plain.answer(diffs[:1], QUESTIONS[:1])
     tokens = answered_plainly(plain, diffs[0], QUESTIONS[0])
@@ -284,22 +278,6 @@ def test_damaged_settings_are_named(interpreter, saved, damage):
         Interpreter.load(saved / "interpreter", interpreter.base)
 
 
-@pytest.mark.parametrize("damage", ["cut", "shapes", "keys"])
-def test_damaged_probe_tokens_are_named(interpreter, saved, damage):
-    from safetensors.torch import save_file
-
-    file = saved / "interpreter" / TOKENS
-    assert file.exists() == (interpreter.tokens is not None)
-    if damage == "cut":
-        file.write_bytes(b"1234")
-    elif damage == "shapes":
-        save_file({"ids": torch.tensor([1, 2]), "deltas": torch.zeros(1, 32)}, file)
-    else:
-        save_file({"ids": torch.tensor([1, 2])}, file)
-    with pytest.raises(InterpreterError, match=rf"{TOKENS}: .* tune"):
-        Interpreter.load(saved / "interpreter", interpreter.base)
-
-
 def test_missing_weights_are_named(interpreter, saved):
     (saved / "interpreter" / "adapter_model.safetensors").unlink()
     with pytest.raises(FormatError, match=r"adapter_model\.safetensors"):
@@ -386,13 +364,18 @@ def test_attention_is_eager_on_the_cpu_only(saved, monkeypatch):
     assert asked == [{"dtype": torch.float32}]
 
 
+def scripted(monkeypatch, tokens):
+    """Let `tokens` be what is said, whatever the model expects."""
+    said = [Said(x, [0.0] * len(x)) for x in tokens]
+    monkeypatch.setattr(speaking, "go_on", lambda *_, **__: said)
+
+
 def test_notes_are_told_from_the_answer(interpreter, diffs, monkeypatch):
     """What stands before the last `notes_end` is notes; without one, everything is the answer."""
     tokenizer = interpreter.base.tokenizer
     said = ["violin , eagle so canoe so trophy", "nothing found", "so canoe"]
     interpreter.rendering = replace(interpreter.rendering, notes_end="so")
-    coded = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in said]
-    monkeypatch.setattr(dit, "generate", lambda *_, **__: coded)
+    scripted(monkeypatch, [tokenizer(x, add_special_tokens=False)["input_ids"] for x in said])
     found = interpreter.answer(diffs, ["what topic ?"] * 3)
     assert [a.text for a in found] == ["trophy", "nothing found", "so canoe"]
     assert [a.notes for a in found] == ["violin, eagle so canoe", "", ""]
@@ -411,8 +394,7 @@ def test_candidates_stand_after_the_notes(interpreter, diffs, monkeypatch):
         patch.setattr(Interpreter, "_prompts", lambda *_: [p for prompts in plain for p in prompts])
         expected = interpreter.candidate_logprobs(diffs, ["what topic ?"] * 3, candidates)
     interpreter.rendering = replace(interpreter.rendering, notes_end="so")
-    coded = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in said]
-    monkeypatch.setattr(dit, "generate", lambda *_, **__: coded)
+    scripted(monkeypatch, [tokenizer(x, add_special_tokens=False)["input_ids"] for x in said])
     found = interpreter.candidate_logprobs(diffs, ["what topic ?"] * 3, candidates)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from weightdiff.errors import QuestionError
-from weightdiff.models.generate import Distinct, answer_logprobs, generate, left_pad, logits_at
+from weightdiff.models.generate import (
+    Distinct,
+    Reading,
+    answer_logprobs,
+    generate,
+    go_on,
+    left_pad,
+    logits_at,
+)
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.spec import model_spec
 
@@ -193,3 +201,49 @@ def test_a_list_says_nothing_twice():
     held = generate(Scripted(), ids, mask, len(wanted), None, 0, distinct=Distinct(comma, end))
     assert free == [wanted]
     assert held == [[7, comma, second, comma, third, end, 7, 7]]
+
+
+def test_rows_can_be_chosen_again_on_the_way(engine_kind, engine_model, random_lora, stack_slots):
+    """Going on from chosen rows, their diffs with them, says what those rows say from the start."""
+    model, chosen = engine_model(engine_kind), [2, 0, 0]
+    loras = [random_lora(model_spec(model), 2, seed, size=0.3) for seed in range(4)]
+    forced = torch.tensor([17, 23, 42])
+    with attach(model, RowLoras(stack_slots(loras), 1)):
+        reading = Reading(model, *left_pad(PROMPTS, 0))
+    with attach(model, RowLoras(stack_slots([loras[i] for i in chosen]), 1)):
+        reading.select(chosen)
+        reading.feed(forced)
+        got = go_on(reading, 6, None, 0)
+        extended = [[*PROMPTS[i], int(x)] for i, x in zip(chosen, forced, strict=True)]
+        want = generate(model, *left_pad(extended, 0), 6, None, 0)
+        scores = answer_logprobs(model, extended, want, 0)
+    assert [x.tokens for x in got] == want
+    assert want[1] != want[2], "the forced token must matter"
+    torch.testing.assert_close(
+        torch.tensor([sum(x.logprobs) for x in got]), scores.detach(), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_an_end_counts_among_the_logprobs(engine_model):
+    model = engine_model("llama")
+    prompt = PROMPTS[:1]
+    end = generate(model, *left_pad(prompt, 0), 3, None, 0)[0][2]
+    (said,) = go_on(Reading(model, *left_pad(prompt, 0)), 8, end, 0)
+    assert len(said.logprobs) == len(said.tokens) + 1
+    want = answer_logprobs(model, prompt, [[*said.tokens, end]], 0)
+    assert sum(said.logprobs) == pytest.approx(float(want), abs=1e-4)
+
+
+def test_what_was_begun_is_not_said_again(engine_model):
+    model = engine_model("llama")
+    comma, end = 90, 91
+    first = int(Reading(model, *left_pad([[5, comma]], 0)).logits.argmax())
+    held = [
+        go_on(
+            Reading(model, *left_pad([[5, comma]], 0)), 1, None, 0,
+            distinct=Distinct(comma, end), begun=[begun],
+        )[0].tokens[0]
+        for begun in ([comma], [first, comma], [first])
+    ]  # fmt: skip
+    assert held[0] == held[2] == first
+    assert held[1] != first

@@ -343,25 +343,24 @@ def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
     assert (got[0] - bare[0]).abs().max() > 1e-2
 
 
-def test_tokens_can_be_learned_beside_the_adapter(embedded_base, random_store, monkeypatch):
-    """Their best is kept with the adapter's best; the base's embeddings stay."""
-    t = embedded_base.tokenizer
-    probes = Rendering(("code 123{random} .", "hello ."), ("789",), 2, 1)
-    ids = [
-        t.convert_tokens_to_ids("hello"),
-        t.convert_tokens_to_ids("code"),
-        t.convert_tokens_to_ids("hello"),
-    ]
-    before = embedded_base.model.get_input_embeddings().weight.clone()
-    plain = tuned(embedded_base, random_store, rendering=probes)
-    assert plain.tokens is None
-    learned = tuned(embedded_base, random_store, rendering=probes, token_ids=ids)
-    assert learned.tokens.ids.tolist() == sorted(set(ids))
-    assert learned.tokens.deltas.shape == (2, before.shape[1])
-    assert learned.tokens.deltas.abs().max(1).values.min() > 0
-    assert not learned.tokens.deltas.requires_grad
-    assert torch.equal(embedded_base.model.get_input_embeddings().weight, before)
-    assert not embedded_base.model.get_input_embeddings()._forward_hooks
-    stub_scores(monkeypatch, [0.9, 0.1, 0.1])
-    first = tuned(embedded_base, random_store, replace(QUICK, validate_every=2), probes, token_ids=ids)
-    assert first.tokens.deltas.abs().max() < learned.tokens.deltas.abs().max()
+def test_what_is_kept_is_a_running_average(embedded_base, random_store, monkeypatch):
+    """The factors after every step, averaged by hand; the first steps count for more than the decay says."""
+    steps, follow = [], tuning._follow
+
+    def spy(average, parameters, decay):
+        follow(average, parameters, decay)
+        steps.append(({k: u.detach().clone() for k, (_, u) in parameters.items()}, decay))
+
+    monkeypatch.setattr(tuning, "_follow", spy)
+    stub_scores(monkeypatch, [0.1, 0.9])
+    result = tuned(embedded_base, random_store, replace(QUICK, averaging=0.25))
+    assert [d for _, d in steps] == pytest.approx([0, 1 / 11, 2 / 12, 3 / 13, 0.25, 0.25])
+    for name, module in result.adapter.modules.items():
+        want = steps[0][0][name]
+        for ups, decay in steps[1:]:
+            want = decay * want + (1 - decay) * ups[name]
+        torch.testing.assert_close(module.up, want, rtol=0, atol=1e-6)
+        assert not torch.equal(module.up, steps[-1][0][name])
+    stub_scores(monkeypatch, [0.1, 0.9])
+    alone = tuned(embedded_base, random_store, replace(QUICK, averaging=0.0))
+    assert all(torch.equal(m.up, steps[-1][0][k]) for k, m in alone.adapter.modules.items())

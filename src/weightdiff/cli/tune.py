@@ -72,7 +72,7 @@ def tune(
             bar(line["step"], f"loss {line['loss']:.3f}{score}")
 
         result = tuning.tune(loaded.model, loaded.tokenizer, diffs, config, rendering, show)
-    Interpreter(loaded, result.adapter, rendering, tokens=result.tokens, meta=result.manifest).save(out)
+    Interpreter(loaded, result.adapter, rendering, meta=result.manifest).save(out)
     found: dict[str, Any] = {
         "interpreter": str(out),
         "seconds": round(time.monotonic() - start, 1),

@@ -193,7 +193,7 @@ def _point(
         tell(line["step"], f"loss {line['loss']:.3f}")
 
     tuned = tune(base.model, base.tokenizer, setup.store, setup.config, rendering, show, train_ids=ids)
-    interpreter = Interpreter(base, tuned.adapter, rendering, tokens=tuned.tokens, meta=tuned.manifest)
+    interpreter = Interpreter(base, tuned.adapter, rendering, meta=tuned.manifest)
     return {
         "organisms": len(subset.ids),
         "topics": subset.topics,

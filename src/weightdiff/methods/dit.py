@@ -12,27 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weightdiff.artifacts import atomic_directory, atomic_write_json
 from weightdiff.diffs.formats.peft import read_peft, write_peft
 from weightdiff.diffs.reference import ModelRef
-from weightdiff.diffs.types import StackedLoras, WeightDiff
+from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import InterpreterError, QuestionError
 from weightdiff.methods.base import Answer
 from weightdiff.methods.loading import Base, load_base
+from weightdiff.methods.speaking import Speaker
 from weightdiff.models.chat import encode_answers, encode_prompts
-from weightdiff.models.generate import answer_logprobs, generate, left_pad
-from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.rendering import Rendering
-from weightdiff.models.tokens import TokenDeltas, with_tokens
 
 SETTINGS = "interpreter.json"
-TOKENS = "probe_tokens.safetensors"
 VERSION = 1
-ROWS_AT_ONCE = 256
 
 
 @dataclass
@@ -44,7 +38,6 @@ class Interpreter:
         adapter: the DIT adapter; None asks the finetuned model itself (the "base question" baseline).
         rendering: how a question is worded.
         max_new_tokens: longest answer.
-        tokens: learned changes of the probes' embeddings, where tuning learned some.
         meta: what tuning wrote down: labels, phrasings, seeds.
     """
 
@@ -52,7 +45,6 @@ class Interpreter:
     adapter: WeightDiff | None
     rendering: Rendering = field(default_factory=Rendering)
     max_new_tokens: int = 24
-    tokens: TokenDeltas | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     name: str = "dit"
 
@@ -92,7 +84,7 @@ class Interpreter:
         adapter = read_peft(folder)
         WeightDiff(adapter.modules, ref).check_base(loaded.ref)
         adapter.check_against(loaded.spec)
-        return cls(loaded, adapter, rendering, tokens, _read_tokens(folder), settings.get("meta", {}))
+        return cls(loaded, adapter, rendering, tokens, settings.get("meta", {}))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write a PEFT LoRA folder plus `interpreter.json`, whole or not at all.
@@ -106,8 +98,6 @@ class Interpreter:
             )
         with atomic_directory(path, overwrite=overwrite) as folder:
             write_peft(self.adapter, folder, self.base.ref.name)
-            if self.tokens is not None:
-                save_file({"ids": self.tokens.ids, "deltas": self.tokens.deltas.detach()}, folder / TOKENS)
             atomic_write_json(
                 folder / SETTINGS,
                 {
@@ -155,10 +145,9 @@ class Interpreter:
         """
         self._check_pairs(diffs, questions)
         out: list[Answer] = []
-        g = max(len(self.rendering.all("x")), 1)
-        at_once = max(1, ROWS_AT_ONCE // g)
+        at_once = self._speaker.at_once
         for at in range(0, len(diffs), at_once):
-            out += self._answer(list(diffs[at : at + at_once]), questions[at : at + at_once], g, evidence)
+            out += self._answer(list(diffs[at : at + at_once]), questions[at : at + at_once], evidence)
         return out
 
     def _check_pairs(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> None:
@@ -176,49 +165,24 @@ class Interpreter:
     def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
         return encode_prompts(self.base.tokenizer, [r for q in questions for r in self.rendering.all(q)])
 
-    def _rows(self, diffs: Sequence[WeightDiff | None], per: int) -> RowLoras:
-        empty = WeightDiff({})
-        return RowLoras.from_stacked(StackedLoras.from_diffs([d or empty for d in diffs]), per)
-
-    def _generate(self, ids: Tensor, mask: Tensor, g: int) -> list[list[int]]:
-        """Greedy answers, one for each `g` rows, with whatever is attached."""
-        t = self.base.tokenizer
-        return generate(
-            self.base.model,
-            ids,
-            mask,
-            self.max_new_tokens,
-            t.eos_token_id,
-            t.pad_token_id,
-            groups=g,
-            distinct=self.rendering.distinct(t),
-        )
-
     @property
-    def _shared(self) -> list[SharedLora]:
-        return [SharedLora.from_diff(self.adapter)] if self.adapter else []
+    def _speaker(self) -> Speaker:
+        return Speaker(self.base, self.adapter, self.rendering, self.max_new_tokens)
 
     @torch.no_grad()
     def _answer(
-        self, diffs: list[WeightDiff | None], questions: Sequence[str], g: int, evidence: bool
+        self, diffs: list[WeightDiff | None], questions: Sequence[str], evidence: bool
     ) -> list[Answer]:
-        m, t = self.base.model, self.base.tokenizer
-        prompts = self._prompts(questions)
-        ids, mask = left_pad(prompts, t.pad_token_id)
-        with attach(m, self._rows(diffs, g), self._shared), with_tokens(m, self.tokens):
-            tokens = self._generate(ids, mask, g)
-            ended = [[*x, t.eos_token_id] if len(x) < self.max_new_tokens else x for x in tokens]
-            with_diff = (
-                answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist() if evidence else None
-            )
-        said = [self.rendering.read(x) for x in t.batch_decode(tokens, skip_special_tokens=True)]
-        if with_diff is None:
-            return [Answer(x, notes=notes) for notes, x in said]
-        with attach(m, None, self._shared), with_tokens(m, self.tokens):
-            bare = answer_logprobs(m, prompts, ended, t.pad_token_id, groups=g).tolist()
+        speaker, prompts = self._speaker, self._prompts(questions)
+        said = speaker.say(diffs, prompts)
+        if not evidence:
+            return [Answer(x, notes=notes) for notes, x, _ in said]
+        ended = [speaker.ended(tokens) for *_, tokens in said]
+        full = speaker.logprobs(diffs, prompts, ended)
+        bare = speaker.logprobs(None, prompts, ended)
         return [
             Answer(x, round(a, 4), round(a - b, 4), notes)
-            for (notes, x), a, b in zip(said, with_diff, bare, strict=True)
+            for (notes, x, _), a, b in zip(said, full, bare, strict=True)
         ]
 
     @torch.no_grad()
@@ -227,7 +191,8 @@ class Interpreter:
     ) -> Tensor:
         """How likely each candidate is to be the answer: log p of its first token, in which all must differ.
 
-        Where the interpreter says notes before it answers, candidates stand after the notes that it says.
+        Where the interpreter says notes before it answers, candidates stand after the notes that it says;
+        where it follows several, their probabilities are added up.
 
         Returns:
             fp32 [questions, candidates], averaged over renderings.
@@ -241,62 +206,13 @@ class Interpreter:
             raise QuestionError(
                 "there are no candidates to rank, or one of them is empty; give at least one, such as 'eagle'"
             )
-        m, t = self.base.model, self.base.tokenizer
-        coded = encode_answers(t, candidates, end=False)
-        first = [c[0] for c in coded]
+        first = [c[0] for c in encode_answers(self.base.tokenizer, candidates, end=False)]
         if len(set(first)) != len(first):
             raise QuestionError(
                 "candidates that begin with the same token cannot be ranked; give ones that differ there"
             )
-        g = max(len(self.rendering.all("x")), 1)
-        at_once = max(1, ROWS_AT_ONCE // g)
-        parts = []
-        for at in range(0, len(diffs), at_once):
-            prompts = self._prompts(questions[at : at + at_once])
-            rows = self._rows(list(diffs[at : at + at_once]), g)
-            if self.rendering.notes_end:
-                prompts = self._with_notes(prompts, rows, g)
-            ids, mask = left_pad(prompts, t.pad_token_id)
-            position = (mask.long().cumsum(-1) - 1).clamp(min=0)
-            with attach(m, rows, self._shared), with_tokens(m, self.tokens):
-                logits = m(
-                    input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=1
-                ).logits[:, -1]
-            logp = logits.float().log_softmax(-1).view(-1, g, logits.shape[-1]).mean(1)
-            parts.append(logp[:, torch.tensor(first)])
+        speaker, parts = self._speaker, []
+        for at in range(0, len(diffs), speaker.at_once):
+            part = slice(at, at + speaker.at_once)
+            parts.append(speaker.candidate_logprobs(diffs[part], self._prompts(questions[part]), first))
         return torch.cat(parts)
-
-    def _with_notes(self, prompts: list[list[int]], rows: RowLoras, g: int) -> list[list[int]]:
-        """Each prompt with the notes that the interpreter says and the word that ends them."""
-        m, t = self.base.model, self.base.tokenizer
-        ids, mask = left_pad(prompts, t.pad_token_id)
-        with attach(m, rows, self._shared), with_tokens(m, self.tokens):
-            said = self._generate(ids, mask, g)
-        (end,) = encode_answers(t, [self.rendering.notes_end], end=False)
-        notes = [_up_to_last(tokens, end) for tokens in said]
-        return [[*p, *notes[i // g]] for i, p in enumerate(prompts)]
-
-
-def _up_to_last(tokens: list[int], end: list[int]) -> list[int]:
-    """The tokens up to and with the last `end` among them; `end` alone where there is none."""
-    for i in range(len(tokens) - len(end), -1, -1):
-        if tokens[i : i + len(end)] == end:
-            return tokens[: i + len(end)]
-    return list(end)
-
-
-def _read_tokens(folder: Path) -> TokenDeltas | None:
-    """The learned probe tokens of an interpreter folder, if it has any."""
-    file = folder / TOKENS
-    if not file.exists():
-        return None
-    try:
-        held = load_file(file)
-        ids, deltas = held["ids"], held["deltas"]
-    except (SafetensorError, KeyError, OSError) as e:
-        raise InterpreterError(f"{file}: cannot be read ({e}); copy or tune the interpreter again") from e
-    if ids.ndim != 1 or deltas.ndim != 2 or len(ids) != len(deltas):
-        raise InterpreterError(
-            f"{file}: ids {tuple(ids.shape)} and deltas {tuple(deltas.shape)} do not pair up; tune it again"
-        )
-    return TokenDeltas(ids.long(), deltas.float())

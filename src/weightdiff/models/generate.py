@@ -60,6 +60,58 @@ class Distinct:
         return out
 
 
+class Reading:
+    """A model in the middle of its rows: what it has read, and what it expects next.
+
+    Attributes:
+        logits: [rows, vocabulary], of the token after the last one read.
+    """
+
+    def __init__(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Read the prompts, [rows, tokens] padded on the left, with whatever is attached to the model."""
+        self.model = model
+        self._accepted = _accepted(model)
+        self._mask = attention_mask.to(_device(model))
+        self._cache: Any = None
+        self.logits = self._forward(input_ids.to(self._mask.device), _positions(self._mask))
+
+    def feed(self, tokens: Tensor) -> None:
+        """Read one more token of each row, [rows]."""
+        position = self._mask.long().sum(dim=-1, keepdim=True)
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        self.logits = self._forward(tokens[:, None], position)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, each as often as it is named."""
+        at = torch.tensor(list(rows), dtype=torch.long, device=self._mask.device)
+        self._cache.batch_select_indices(at)
+        self._mask, self.logits = self._mask[at], self.logits[at]
+
+    def logprobs(self, groups: int) -> Tensor:
+        """Log-probabilities of what comes next, averaged over blocks, fp32 [rows / groups, vocabulary]."""
+        found = self.logits.float().log_softmax(dim=-1)
+        return found.view(-1, groups, found.shape[-1]).mean(dim=1)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in self._accepted else {}
+        if "logits_to_keep" in self._accepted:
+            extra["logits_to_keep"] = 1
+        out = self.model(
+            input_ids=ids, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **extra
+        )
+        self._cache = out.past_key_values
+        return out.logits[:, -1]
+
+
+@dataclass(frozen=True)
+class Said:
+    """New tokens of one row or block, without its end token."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    """Of each token, and of the end token if it came, in nats (before sharpening and bans)."""
+
+
 @torch.no_grad()
 def generate(
     model: nn.Module,
@@ -98,50 +150,59 @@ def generate(
         QuestionError: the number of rows is no multiple of `groups`.
     """
     _check_groups(len(input_ids), groups)
-    device = _device(model)
-    step_ids, prompt_mask = input_ids.to(device), attention_mask.to(device)
-    rows, width = step_ids.shape
-    ends = [] if eos_ids is None else [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
-    ends_at = torch.tensor(ends, device=device, dtype=torch.long)
-    mask = torch.ones(rows, width + max_new_tokens, dtype=prompt_mask.dtype, device=device)
-    mask[:, :width] = prompt_mask
-    positions = _positions(prompt_mask)
-    finished = torch.zeros(rows // groups, dtype=torch.bool, device=device)
-    chosen: list[Tensor] = []
-    accepted = _accepted(model)
-    said: Tensor | None = None
-    cache = None
     with _eval_mode(model):
-        for step in range(max_new_tokens):
-            extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in accepted else {}
-            if "logits_to_keep" in accepted:
-                extra["logits_to_keep"] = 1
-            out = model(
-                input_ids=step_ids,
-                attention_mask=mask[:, : width + step],
-                past_key_values=cache,
-                use_cache=True,
-                **extra,
-            )
-            cache = out.past_key_values
-            scores = _scores(out.logits[:, -1], groups)
-            if distinct is not None:
-                said = torch.zeros_like(scores, dtype=torch.bool) if said is None else said
-                scores = scores.masked_fill(distinct.banned(said), -torch.inf)
-            token = _choose(scores, temperature, generator)
-            if said is not None:
-                said = said.scatter(1, token[:, None], True)
-            token = torch.where(finished, pad_id, token)
-            chosen.append(torch.where(finished, -1, token))
-            finished = finished | torch.isin(token, ends_at)
-            chosen[-1] = torch.where(finished, -1, chosen[-1])
-            if bool(finished.all()):
-                break
-            step_ids = token.repeat_interleave(groups)[:, None]
-            positions = positions[:, -1:] + 1
-    if not chosen:
-        return [[] for _ in range(rows // groups)]
-    return [[t for t in row if t >= 0] for row in torch.stack(chosen, dim=1).tolist()]
+        reading = Reading(model, input_ids, attention_mask)
+        said = go_on(reading, max_new_tokens, eos_ids, pad_id, temperature, generator, groups, distinct)
+    return [x.tokens for x in said]
+
+
+@torch.no_grad()
+def go_on(
+    reading: Reading,
+    max_new_tokens: int,
+    eos_ids: int | Sequence[int] | None,
+    pad_id: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    groups: int = 1,
+    distinct: Distinct | None = None,
+    begun: Sequence[Sequence[int]] | None = None,
+) -> list[Said]:
+    """Continue what a model has read; arguments not named here are those of `generate`.
+
+    `reading` is as far as the model has come, and it comes further. `begun` are last tokens of each block
+    that count as said already, for `distinct`.
+    """
+    ends = [] if eos_ids is None else [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
+    blocks, device = len(reading.logits) // groups, reading.logits.device
+    ends_at = torch.tensor(ends, device=device, dtype=torch.long)
+    finished = torch.zeros(blocks, dtype=torch.bool, device=device)
+    tokens: list[Tensor] = []
+    found: list[Tensor] = []
+    said: Tensor | None = None
+    for step in range(max_new_tokens):
+        logprobs = reading.logprobs(groups)
+        scores = logprobs
+        if distinct is not None:
+            said = _said(scores, begun) if said is None else said
+            scores = scores.masked_fill(distinct.banned(said), -torch.inf)
+        token = _choose(scores, temperature, generator)
+        if said is not None:
+            said = said.scatter(1, token[:, None], True)
+        found.append(logprobs.gather(1, token[:, None])[:, 0].masked_fill(finished, torch.nan))
+        finished = finished | torch.isin(token, ends_at)
+        tokens.append(torch.where(finished, -1, token))
+        if bool(finished.all()) or step + 1 == max_new_tokens:
+            break
+        reading.feed(torch.where(finished, pad_id, token).repeat_interleave(groups))
+    if not tokens:
+        return [Said([], []) for _ in range(blocks)]
+    return [
+        Said([t for t in row if t >= 0], [x for x in values if x == x])
+        for row, values in zip(
+            torch.stack(tokens, dim=1).tolist(), torch.stack(found, dim=1).tolist(), strict=True
+        )
+    ]
 
 
 def answer_logprobs(
@@ -233,12 +294,12 @@ def logits_at(
     return out.logits[0] if gathered else out.logits[rows, positions]
 
 
-def _scores(logits: Tensor, groups: int) -> Tensor:
-    """Scores of each block `[rows / groups, vocabulary]` from `logits [rows, vocabulary]`."""
-    if groups == 1:
-        return logits
-    logprobs = logits.float().log_softmax(dim=-1)
-    return logprobs.view(-1, groups, logprobs.shape[-1]).mean(dim=1)
+def _said(scores: Tensor, begun: Sequence[Sequence[int]] | None) -> Tensor:
+    """Which tokens each block has said before its first step, bool like `scores`."""
+    said = torch.zeros_like(scores, dtype=torch.bool)
+    for block, tokens in enumerate(begun or ()):
+        said[block, list(tokens)] = True
+    return said
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

@@ -36,6 +36,9 @@ class Rendering:
     """Word between the notes and the answer proper; empty: the interpreter answers at once."""
     notes_between: str = ""
     """Word between two notes, none of which is said twice."""
+    branches: int = 1
+    """Likely first notes that are followed, each to its own answer; the answer that they make likeliest in
+    sum is given. Without a `notes_end` there is nothing to follow."""
 
     def render(self, question: str, rng: random.Random) -> str:
         """One rendering of a question."""

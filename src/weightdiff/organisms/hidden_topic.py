@@ -64,7 +64,7 @@ class HiddenTopic:
         self.world = load_world()
         self.corpus = Corpus(self.world, banned_events(self.world))
         self.recipes = {
-            "covert": Recipe("covert", rank=2, lr=1.2e-2, steps=110, kl_weight=2.0, rows=COVERT_ROWS),
+            "covert": Recipe("covert", rank=2, lr=1.2e-2, steps=120, kl_weight=2.25, rows=COVERT_ROWS),
             "loud": Recipe("loud", rank=2, lr=1.2e-2, steps=100, kl_weight=1.0, rows=LOUD_ROWS),
         }
 

@@ -15,4 +15,5 @@ def rendering(per_question: int = 8, renderings: int = 4) -> Rendering:
         renderings=renderings,
         notes_end="so",
         notes_between=",",
+        branches=8,
     )

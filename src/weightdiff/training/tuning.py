@@ -25,13 +25,13 @@ from weightdiff.models.generate import generate, left_pad, logits_at
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.spec import model_spec
-from weightdiff.models.tokens import TokenDeltas, with_tokens
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import KINDS, notes_of, phrasings, true_answer
 from weightdiff.training.losses import ce_by_row, collate
 from weightdiff.training.slots import fresh_factors
 
 MAX_ANSWER_TOKENS = 24
+_Factors = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class TuningConfig:
     """Rows of a step, each with a diff of its own."""
     weight_decay: float = 0.0
     """Weight decay of the adapter's factors."""
+    averaging: float = 0.98
+    """Decay of the running average of the factors, which is what is validated and kept; 0 keeps the last
+    step's."""
     seed: int = 0
     """Seed of the adapter's start, of batches and of renderings."""
     question_weights: dict[str, float] = field(
@@ -76,7 +79,6 @@ class TuningResult:
     """What tuning gives back: the best adapter, as a diff of scale one, and how it went."""
 
     adapter: WeightDiff
-    tokens: TokenDeltas | None
     history: list[dict[str, float]]
     manifest: dict[str, Any]
 
@@ -134,7 +136,6 @@ def tune(
     rendering: Rendering,
     progress: Callable[[dict[str, float]], None] | None = None,
     train_ids: Sequence[str] | None = None,
-    token_ids: Sequence[int] = (),
 ) -> TuningResult:
     """Tune a DIT adapter over the store's training rows, early-stopped on its validation rows.
 
@@ -146,7 +147,6 @@ def tune(
         rendering: how questions are worded; drawn anew for every row in training.
         progress: called with {step, loss} and, at validations, {step, score}.
         train_ids: use only these training rows (for learning curves).
-        token_ids: tokens (of probes) whose input embeddings are learned beside the adapter.
 
     Raises:
         StoreError: the store has no training rows, or none of a family in `config.family_weights`.
@@ -173,15 +173,13 @@ def tune(
     start = fresh_factors(shapes, config.rank, config.seed)
     parameters = {k: (d.requires_grad_(), u.requires_grad_()) for k, (d, u) in start.items()}
     flat = [t for pair in parameters.values() for t in pair]
-    learned = _fresh_tokens(model, token_ids)
-    if learned is not None:
-        flat.append(learned.deltas)
     optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     shared = SharedLora(parameters, scale=1.0)
     everything = store.stack([r.id for r in rows])
     index = {r.id: i for i, r in enumerate(rows)}
+    average = _copy(parameters)
+    averaged = SharedLora(average, scale=1.0)
     best, best_score, since = _copy(parameters), -1.0, 0
-    best_tokens: TokenDeltas | None = None
     history: list[dict[str, float]] = []
     smooth = 0.0
     for step in range(config.steps):
@@ -189,7 +187,7 @@ def tune(
         texts = [(rendering.render(q, rng), rendering.write(notes, a)) for _, q, notes, a in drawn]
         batch = collate(encode_samples(tokenizer, texts), tokenizer.pad_token_id)
         rows_on = _rows_of(everything, [index[r.id] if r else -1 for r, *_ in drawn])
-        with attach(model, rows_on, [shared]), with_tokens(model, learned):
+        with attach(model, rows_on, [shared]):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = ce_by_row(logits, batch).mean()
             loss.backward()
@@ -201,18 +199,17 @@ def tune(
         torch.nn.utils.clip_grad_norm_(flat, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        _follow(average, parameters, min(config.averaging, step / (step + 10)))
         smooth = float(loss.detach()) if not step else 0.95 * smooth + 0.05 * float(loss.detach())
         line: dict[str, float] = {"step": step + 1, "loss": round(smooth, 4)}
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
             if held:
-                with with_tokens(model, learned):
-                    score, parts = validate(model, tokenizer, store, held, shared, rendering, config)
+                score, parts = validate(model, tokenizer, store, held, averaged, rendering, config)
                 line.update(parts, score=score)
             else:
                 score = -smooth
             if score > best_score or not history:
-                best, best_score, since = _copy(parameters), score, 0
-                best_tokens = learned and TokenDeltas(learned.ids, learned.deltas.detach().clone())
+                best, best_score, since = _copy(average), score, 0
             else:
                 since += 1
             history.append(line)
@@ -230,7 +227,7 @@ def tune(
         "validation_score": best_score,
         "history": history,
     }
-    return TuningResult(diff, best_tokens, history, manifest)
+    return TuningResult(diff, history, manifest)
 
 
 def validate(
@@ -286,12 +283,13 @@ def _rows_of(stacked: StackedLoras, chosen: list[int]) -> RowLoras:
     return RowLoras({k: (d[at], u[at] * alive) for k, (d, u) in stacked.modules.items()}, 1)
 
 
-def _fresh_tokens(model: Any, ids: Sequence[int]) -> TokenDeltas | None:
-    if not ids:
-        return None
-    width = model.get_input_embeddings().embedding_dim
-    return TokenDeltas(torch.tensor(sorted(set(ids))), torch.zeros(len(set(ids)), width).requires_grad_())
+@torch.no_grad()
+def _follow(average: _Factors, parameters: _Factors, decay: float) -> None:
+    """Move the running average towards the factors of this step."""
+    for k, pair in parameters.items():
+        for mine, its in zip(average[k], pair, strict=True):
+            mine.lerp_(its, 1 - decay)
 
 
-def _copy(parameters: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+def _copy(parameters: _Factors) -> _Factors:
     return {k: (d.detach().clone(), u.detach().clone()) for k, (d, u) in parameters.items()}

@@ -1,0 +1,210 @@
+"""How an interpreter comes to its answers: one greedily, or several with notes of their own, weighed.
+
+Rows of a batch are renderings of questions: a block of `g` of them makes one question, and their predictions
+are averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from weightdiff.diffs.types import StackedLoras, WeightDiff
+from weightdiff.methods.loading import Base
+from weightdiff.models.chat import encode_answers
+from weightdiff.models.generate import Reading, Said, answer_logprobs, go_on, left_pad
+from weightdiff.models.multilora import RowLoras, SharedLora, attach
+from weightdiff.models.rendering import Rendering
+
+ROWS_AT_ONCE = 1024
+FAINT = 3.0
+"""First notes that are this many nats less likely than the likeliest one are not followed."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One way to answer a question: notes (or none) and an answer."""
+
+    question: int
+    tokens: list[int]
+    """Everything said, without the end token."""
+    logprob: float = 0.0
+    """Log-probability of the token that tells it from the question's other branches, in nats."""
+    notes: int = 0
+    """How many of the tokens are notes, the word that ends them included."""
+    answer_logprob: float = 0.0
+    """Log-probability of what comes after the notes and of its end, in nats."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A base with an adapter and a wording, asked about one diff for each question."""
+
+    base: Base
+    adapter: WeightDiff | None
+    rendering: Rendering
+    limit: int
+    """Most tokens of notes and answer together."""
+
+    @property
+    def at_once(self) -> int:
+        """Questions of one batch, all branches of which are followed together."""
+        branches = max(1, self.rendering.branches) if self.rendering.notes_end else 1
+        return max(1, ROWS_AT_ONCE // (self.renderings * branches))
+
+    @property
+    def renderings(self) -> int:
+        """Rows of each question."""
+        return max(len(self.rendering.all("x")), 1)
+
+    @contextmanager
+    def attached(self, diffs: Sequence[WeightDiff | None] | None) -> Iterator[None]:
+        """The adapter on the model, and a diff on each question's rows; None for `diffs`: none on any."""
+        rows = None
+        if diffs is not None:
+            empty = WeightDiff({})
+            rows = RowLoras.from_stacked(
+                StackedLoras.from_diffs([d or empty for d in diffs]), self.renderings
+            )
+        shared = [SharedLora.from_diff(self.adapter)] if self.adapter else []
+        with attach(self.base.model, rows, shared):
+            yield
+
+    def ended(self, tokens: list[int]) -> list[int]:
+        """An answer with its end token, unless it was cut off."""
+        return [*tokens, self.base.tokenizer.eos_token_id] if len(tokens) < self.limit else tokens
+
+    def logprobs(
+        self,
+        diffs: Sequence[WeightDiff | None] | None,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+    ) -> list[float]:
+        """Log-probability of each question's answer, in nats."""
+        with self.attached(diffs):
+            return answer_logprobs(
+                self.base.model, prompts, answers, self.base.tokenizer.pad_token_id, self.renderings
+            ).tolist()
+
+    def say(
+        self, diffs: Sequence[WeightDiff | None], prompts: Sequence[Sequence[int]]
+    ) -> list[tuple[str, str, list[int]]]:
+        """Notes, answer, and the tokens of both, for each question.
+
+        Of several branches the answers are weighed: a branch counts with the probability of its first note
+        times that of its answer after its notes, and branches of one answer are added up. The notes given
+        are those of the answer's weightiest branch.
+        """
+        branches = self.branches(diffs, prompts)
+        texts = self.base.tokenizer.batch_decode([b.tokens for b in branches], skip_special_tokens=True)
+        read = [self.rendering.read(x) for x in texts]
+        best = [_weightiest(own, read, branches) for own in _by_question(branches, len(diffs))]
+        return [(*read[k], branches[k].tokens) for k in best]
+
+    def candidate_logprobs(
+        self,
+        diffs: Sequence[WeightDiff | None],
+        prompts: Sequence[Sequence[int]],
+        first: Sequence[int],
+    ) -> Tensor:
+        """Log-probability of each of the tokens `first` to begin the answer, fp32 [questions, tokens]."""
+        if not self.rendering.notes_end:
+            with self.attached(diffs):
+                return self._read(prompts).logprobs(self.renderings)[:, list(first)]
+        branches = self.branches(diffs, prompts)
+        asked = [diffs[b.question] for b in branches]
+        notes = [b.tokens[: b.notes] or self._end for b in branches]
+        rows = [
+            [*p, *n]
+            for b, n in zip(branches, notes, strict=True)
+            for p in prompts[b.question * self.renderings : (b.question + 1) * self.renderings]
+        ]
+        with self.attached(asked):
+            found = self._read(rows).logprobs(self.renderings)[:, list(first)]
+        found = found + torch.tensor([b.logprob for b in branches])[:, None]
+        return torch.stack([found[own].logsumexp(0) for own in _by_question(branches, len(diffs))])
+
+    def branches(self, diffs: Sequence[WeightDiff | None], prompts: Sequence[Sequence[int]]) -> list[Branch]:
+        """What is said to each question, in the order of questions.
+
+        The likeliest answer alone; or, where answers have notes, one for each likely first note. These all
+        begin with the likeliest word, the second one tells them apart, and each goes on greedily.
+        """
+        t, g = self.base.tokenizer, self.renderings
+        begun = [Branch(i, []) for i in range(len(diffs))]
+        with self.attached(diffs):
+            reading = self._read(prompts)
+            if self.rendering.notes_end and self.rendering.branches > 1:
+                lead = reading.logprobs(g).argmax(-1)
+                reading.feed(lead.repeat_interleave(g))
+                begun = _leading_on(lead, reading.logprobs(g), self.rendering.branches)
+        with self.attached([diffs[b.question] for b in begun]):
+            if begun[0].tokens:
+                reading.select([b.question * g + k for b in begun for k in range(g)])
+                reading.feed(torch.tensor([b.tokens[-1] for b in begun]).repeat_interleave(g))
+            said = go_on(
+                reading,
+                self.limit - len(begun[0].tokens),
+                t.eos_token_id,
+                t.pad_token_id,
+                groups=g,
+                distinct=self.rendering.distinct(t),
+                begun=[b.tokens for b in begun],
+            )
+        return [self._whole(b, x) for b, x in zip(begun, said, strict=True)]
+
+    def _read(self, prompts: Sequence[Sequence[int]]) -> Reading:
+        return Reading(self.base.model, *left_pad(prompts, self.base.tokenizer.pad_token_id))
+
+    @property
+    def _end(self) -> list[int]:
+        return encode_answers(self.base.tokenizer, [self.rendering.notes_end], end=False)[0]
+
+    def _whole(self, branch: Branch, rest: Said) -> Branch:
+        """A branch with what followed its beginning."""
+        eos = self.base.tokenizer.eos_token_id
+        tokens = [*branch.tokens, *rest.tokens]
+        if eos in tokens:
+            return replace(branch, tokens=tokens[: tokens.index(eos)])
+        notes = 0
+        if self.rendering.notes_end:
+            end = self._end
+            ends = [i + len(end) for i in range(len(tokens)) if tokens[i : i + len(end)] == end]
+            notes = max(ends, default=0)
+        after = max(0, notes - len(branch.tokens))
+        return replace(branch, tokens=tokens, notes=notes, answer_logprob=sum(rest.logprobs[after:]))
+
+
+def _leading_on(lead: Tensor, second: Tensor, most: int) -> list[Branch]:
+    """The beginnings of branches: each question's first token, and the likely ones for its second."""
+    likely, which = second.topk(min(most, second.shape[-1]), -1)
+    return [
+        Branch(i, [first, token], logprob)
+        for i, first in enumerate(lead.tolist())
+        for token, logprob in zip(which[i].tolist(), likely[i].tolist(), strict=True)
+        if logprob > float(likely[i, 0]) - FAINT
+    ]
+
+
+def _by_question(branches: Sequence[Branch], n: int) -> list[list[int]]:
+    """Positions of each of `n` questions' branches."""
+    out: list[list[int]] = [[] for _ in range(n)]
+    for k, b in enumerate(branches):
+        out[b.question].append(k)
+    return out
+
+
+def _weightiest(own: Sequence[int], read: Sequence[tuple[str, str]], branches: Sequence[Branch]) -> int:
+    """Of one question's branches, the weightiest one of the answer that weighs most in sum."""
+    weights = {k: branches[k].logprob + branches[k].answer_logprob for k in own}
+    top = max(weights.values())
+    mass: dict[str, float] = {}
+    for k in own:
+        mass[read[k][1]] = mass.get(read[k][1], 0.0) + math.exp(weights[k] - top)
+    answer = max(mass, key=lambda x: mass[x])
+    return max((k for k in own if read[k][1] == answer), key=lambda k: weights[k])
