@@ -11,7 +11,7 @@ import torch
 
 from weightdiff.diffs.formats.peft import read_peft, write_peft
 from weightdiff.diffs.reference import ModelRef
-from weightdiff.diffs.types import LoraFactors, WeightDiff
+from weightdiff.diffs.types import DenseDelta, LoraFactors, WeightDiff
 from weightdiff.errors import (
     BaseMismatchError,
     FormatError,
@@ -137,6 +137,40 @@ def test_together_is_one_by_one(interpreter, diffs, monkeypatch):
     monkeypatch.setattr("weightdiff.methods.speaking.ROWS_AT_ONCE", 4)
     pieces = interpreter.answer([d for d, _ in rows], [q for _, q in rows])
     assert [a.text for a in pieces] == [a.text for a in alone]
+
+
+def test_diffs_of_any_kind_are_answered_for(interpreter, diffs):
+    """Dense matrices, embeddings and norms are merged while they are asked, between diffs that are rows."""
+    base, table = interpreter.base.model, interpreter.base.model.get_input_embeddings().weight
+    dense = WeightDiff({k: DenseDelta(m.dense()) for k, m in diffs[0].modules.items()})
+    more = WeightDiff(
+        {**diffs[1].modules, "model.embed_tokens": DenseDelta(torch.full_like(table, 0.01))},
+        parameters={"model.norm.weight": torch.linspace(-1, 1, table.shape[1])},
+    )
+    asked = [diffs[0], dense, more, None, dense]
+    questions = [QUESTIONS[i] for i in (0, 0, 1, 2, 1)]
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    got = interpreter.answer(asked, questions, evidence=True)
+    assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
+    # The dense form of a LoRA is the LoRA.
+    plain = interpreter.answer([diffs[0], None, diffs[0]], [QUESTIONS[i] for i in (0, 2, 1)], evidence=True)
+    assert [got[i].text for i in (0, 1, 3, 4)] == [plain[i].text for i in (0, 0, 1, 2)]
+    assert [got[i].evidence for i in (1, 3, 4)] == pytest.approx([a.evidence for a in plain], abs=2e-3)
+    # The whole change is one model with the low-rank part on its rows; its evidence is against the true base.
+    moved = copy.deepcopy(interpreter)
+    with torch.no_grad():
+        moved.base.model.get_submodule("model.norm").weight += more.parameters["model.norm.weight"]
+        moved.base.model.get_input_embeddings().weight += 0.01
+    alone = moved.answer([diffs[1]], [QUESTIONS[1]], evidence=True)[0]
+    assert got[2].text == alone.text
+    assert got[2].logprob == pytest.approx(alone.logprob, abs=1e-3)
+    assert got[2].evidence != pytest.approx(alone.evidence, abs=1e-3)
+    names = ["eagle", "violin", "oslo"]
+    ranks = interpreter.candidate_logprobs(asked[:3], questions[:3], names)
+    torch.testing.assert_close(ranks[0], ranks[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        ranks[2:], moved.candidate_logprobs([diffs[1]], [QUESTIONS[1]], names), rtol=0, atol=1e-4
+    )
 
 
 def test_candidates_are_ranked_by_their_first_token(interpreter, diffs):

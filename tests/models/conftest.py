@@ -10,12 +10,19 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
     Phi3Config,
     PretrainedConfig,
+    Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCABULARY = 97
@@ -39,12 +46,40 @@ def _config(kind: str) -> PretrainedConfig:
         return GPT2Config(
             vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.3
         )
-    if kind == "llama":
-        return LlamaConfig(**_COMMON)
+    plain = {
+        "llama": LlamaConfig,
+        "phi3": Phi3Config,
+        "qwen2": Qwen2Config,
+        "olmo2": Olmo2Config,
+        "gpt_neox": GPTNeoXConfig,
+    }
+    if kind in plain:
+        return plain[kind](**_COMMON)
     if kind == "qwen3":
         return Qwen3Config(**_COMMON, head_dim=8)
-    if kind == "phi3":
-        return Phi3Config(**_COMMON)
+    if kind == "mistral":
+        return MistralConfig(**_COMMON, sliding_window=6)
+    if kind == "mixtral":
+        return MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2)
+    if kind == "qwen3_moe":
+        return Qwen3MoeConfig(
+            **_COMMON, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+        )
+    if kind == "gemma3_multimodal":
+        vision = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        }
+        return Gemma3Config(
+            text_config=_config("gemma3").to_dict(),
+            vision_config=vision,
+            image_token_index=96,
+            mm_tokens_per_image=1,
+        )
     windowed = {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8}
     if kind == "gemma2":
         return Gemma2Config(**_COMMON, **windowed, final_logit_softcapping=3.0)
@@ -52,6 +87,7 @@ def _config(kind: str) -> PretrainedConfig:
 
 
 ENGINE_KINDS = ("gpt2", "llama", "qwen3", "gemma3", "gemma2", "phi3")
+OTHER_KINDS = ("mistral", "qwen2", "olmo2", "gpt_neox", "gemma3_multimodal", "mixtral", "qwen3_moe")
 """GPT-2 has Conv1D and a fused qkv, Phi-3 fused projections, the Gemmas sliding windows, Gemma 2 capped
 logits."""
 
@@ -77,6 +113,18 @@ def engine_model() -> Callable[..., nn.Module]:
 
 @pytest.fixture(params=ENGINE_KINDS)
 def engine_kind(request: pytest.FixtureRequest) -> str:
+    """Each architecture in turn."""
+    return request.param
+
+
+@pytest.fixture(params=OTHER_KINDS)
+def other_kind(request: pytest.FixtureRequest) -> str:
+    """Each architecture in turn that the engine's own tests leave out."""
+    return request.param
+
+
+@pytest.fixture(params=ENGINE_KINDS + OTHER_KINDS)
+def any_kind(request: pytest.FixtureRequest) -> str:
     """Each architecture in turn."""
     return request.param
 

@@ -73,6 +73,45 @@ def test_merge_into_and_unmerge(engine_model, lora_diff):
     assert torch.equal(model(IDS).logits, bare)
 
 
+def test_embeddings_and_other_parameters_are_merged_too(engine_model):
+    """A whole finetune (every parameter moved) as a diff is the finetuned model, and comes off again."""
+    model, tuned = engine_model("gpt2"), engine_model("gpt2")
+    stream = torch.Generator().manual_seed(4)
+    for p in tuned.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=stream)
+    moved = {k: tuned.get_parameter(k) - p for k, p in model.named_parameters()}
+    modules = {}
+    for name, module in model.named_modules():
+        delta = moved.get(f"{name}.weight")
+        if delta is not None and delta.ndim == 2:
+            conv = type(module).__name__ == "Conv1D"
+            modules[name] = DenseDelta(moved.pop(f"{name}.weight").T if conv else moved.pop(f"{name}.weight"))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    diff = WeightDiff(modules, parameters=moved)
+    assert {"transformer.wte", "transformer.wpe"} < set(modules)
+    assert {"transformer.ln_f.bias", "transformer.h.0.ln_1.weight"} < set(moved)
+    with torch.no_grad(), merged(model, diff):
+        torch.testing.assert_close(model(IDS).logits, tuned(IDS).logits, rtol=0, atol=1e-5)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p, tuned.get_parameter(name), rtol=0, atol=1e-6)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_parameters_that_do_not_fit_are_named(engine_model):
+    model = engine_model("llama")
+    diff = WeightDiff({}, parameters={"model.norm.weight": torch.ones(3), "model.norm.bias": torch.ones(32)})
+    with pytest.raises(
+        BaseMismatchError, match=r"model\.norm\.weight \[3\] \(the base has \[32\]\)"
+    ) as caught:
+        merge_into(model, diff)
+    assert "model.norm.bias [32] (the base has none)" in str(caught.value)
+    table = WeightDiff({"model.embed_tokens": LoraFactors(torch.ones(1, 32), torch.ones(96, 1))})
+    with pytest.raises(
+        BaseMismatchError, match=r"model\.embed_tokens \(in 32, out 96; the base has in 32, out 97"
+    ):
+        merge_into(model, table)
+
+
 def test_a_misfit_changes_nothing(engine_model, lora_diff):
     model = engine_model("llama")
     bare = model(IDS).logits

@@ -21,7 +21,7 @@ import torch
 
 from weightdiff.artifacts import atomic_file
 from weightdiff.diffs.tensorfiles import save_tensors
-from weightdiff.diffs.types import LoraFactors, WeightDiff
+from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import NonFiniteError, StoreError
 
 SHARD_VERSION = 1
@@ -183,6 +183,11 @@ def _lora_modules(row: DiffRow, diff: WeightDiff) -> dict[str, LoraFactors]:
         raise StoreError(
             f"row {row.id!r}: {dense} changes as a dense matrix, and dense diffs are not yet stored; truncate"
             " the diff to low rank first"
+        )
+    if diff.parameters:
+        raise StoreError(
+            f"row {row.id!r}: it changes {named(sorted(diff.parameters))}, and only changes of matrices are"
+            " stored; leave them out if they do not matter"
         )
     return modules
 

@@ -39,11 +39,17 @@ class WeightDiff:
         modules: dotted module name, as in the base ("model.layers.0.self_attn.q_proj") → its change.
         base: the base it belongs to, where known.
         meta: anything JSON can carry that readers or training want to remember.
+        parameters: name of any other parameter, as in the base ("model.norm.weight", "….q_proj.bias") → what
+            it gains, in its own shape: biases, norms, convolutions, stacked experts.
+
+    `modules` holds changes of matrices that belong to a module with a `weight`: linear layers, and embeddings
+    (in: width of the model, out: size of the vocabulary, so that the weight [out, in] gains `dense()`).
     """
 
     modules: dict[str, ModuleDelta]
     base: ModelRef | None = None
     meta: dict[str, Any] = field(default_factory=dict[str, Any])
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **options: Any) -> WeightDiff:
@@ -68,20 +74,29 @@ class WeightDiff:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the diff holds: both factors of low-rank modules, every entry of dense ones."""
-        return sum(tensor.numel() for m in self.modules.values() for tensor in tensors_of(m))
+        """How many numbers the diff holds: both factors of low-rank modules, every entry of all else."""
+        matrices = sum(tensor.numel() for m in self.modules.values() for tensor in tensors_of(m))
+        return matrices + sum(p.numel() for p in self.parameters.values())
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the diff is a LoRA and nothing else, as batches of diffs and PEFT's folders need it."""
+        return not self.parameters and all(isinstance(m, LoraFactors) for m in self.modules.values())
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> WeightDiff:
         """Return a copy with tensors of another dtype or on another device."""
-        return replace(self, modules={name: m.to(dtype, device) for name, m in self.modules.items()})
+        modules = {name: m.to(dtype, device) for name, m in self.modules.items()}
+        parameters = {name: moved(p, dtype, device) for name, p in self.parameters.items()}
+        return replace(self, modules=modules, parameters=parameters)
 
     def check_finite(self) -> None:
         """Check that every number is finite.
 
         Raises:
-            NonFiniteError: naming up to five modules that hold NaN or infinity.
+            NonFiniteError: naming up to five modules or parameters that hold NaN or infinity.
         """
         bad = [name for name, m in self.modules.items() if not is_finite(m)]
+        bad += [name for name, p in self.parameters.items() if not bool(torch.isfinite(p).all())]
         if bad:
             raise NonFiniteError(
                 f"the weight diff holds NaN or infinity in {named(bad)}; the finetune diverged or was cast to"

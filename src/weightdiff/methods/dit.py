@@ -6,7 +6,8 @@ Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 251
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from weightdiff.methods.base import Answer
 from weightdiff.methods.loading import Base, load_base
 from weightdiff.methods.speaking import Speaker
 from weightdiff.models.chat import encode_answers, encode_prompts
+from weightdiff.models.merge import check_fits, merged
 from weightdiff.models.rendering import Rendering
 
 SETTINGS = "interpreter.json"
@@ -123,7 +125,10 @@ class Interpreter:
             NonFiniteError: NaN or infinity.
         """
         diff.check_base(self.base.ref)
-        diff.check_against(self.base.spec)
+        if self._goes_on_rows(diff):
+            diff.check_against(self.base.spec)
+        else:
+            check_fits(self.base.model, diff)
         diff.check_finite()
 
     def ask(self, diff: WeightDiff | None, question: str, evidence: bool = True) -> Answer:
@@ -136,7 +141,8 @@ class Interpreter:
         """Answer question i about diff i, many at once, greedily.
 
         Args:
-            diffs: low-rank diffs of the base; None for no diff.
+            diffs: diffs of the base; None for no diff. LoRAs of linear layers are answered for together, a
+                diff of any other kind is merged into the weights for the time it is asked.
             questions: as many.
             evidence: also measure log p(answer | δ) − log p(answer | no δ).
 
@@ -144,11 +150,31 @@ class Interpreter:
             QuestionError: the numbers differ, or a question is empty.
         """
         self._check_pairs(diffs, questions)
-        out: list[Answer] = []
+        out: dict[int, Answer] = {}
+        for positions, whole in self._batches(diffs):
+            asked = [questions[i] for i in positions]
+            put = [None if whole else diffs[i] for i in positions]
+            out |= dict(zip(positions, self._answer(put, asked, evidence, whole), strict=True))
+        return [out[i] for i in range(len(diffs))]
+
+    def _batches(self, diffs: Sequence[WeightDiff | None]) -> Iterator[tuple[list[int], WeightDiff | None]]:
+        """Positions to answer together, and the diff to be merged for them; None: they go on row by row."""
+        alone: dict[int, list[int]] = {}
+        together: list[int] = []
+        for i, diff in enumerate(diffs):
+            if diff is None or self._goes_on_rows(diff):
+                together.append(i)
+            else:
+                alone.setdefault(id(diff), []).append(i)
         at_once = self._speaker.at_once
-        for at in range(0, len(diffs), at_once):
-            out += self._answer(list(diffs[at : at + at_once]), questions[at : at + at_once], evidence)
-        return out
+        for positions in (together, *alone.values()):
+            whole = None if positions is together else diffs[positions[0]]
+            for at in range(0, len(positions), at_once):
+                yield positions[at : at + at_once], whole
+
+    def _goes_on_rows(self, diff: WeightDiff) -> bool:
+        """Whether a diff is a LoRA of linear layers, which shares a batch; others are merged, one by one."""
+        return diff.is_low_rank and diff.modules.keys() <= self.base.spec.keys()
 
     def _check_pairs(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> None:
         if len(diffs) != len(questions):
@@ -171,19 +197,27 @@ class Interpreter:
 
     @torch.no_grad()
     def _answer(
-        self, diffs: list[WeightDiff | None], questions: Sequence[str], evidence: bool
+        self,
+        diffs: list[WeightDiff | None],
+        questions: Sequence[str],
+        evidence: bool,
+        whole: WeightDiff | None,
     ) -> list[Answer]:
         speaker, prompts = self._speaker, self._prompts(questions)
-        said = speaker.say(diffs, prompts)
+        with self._merged(whole):
+            said = speaker.say(diffs, prompts)
+            ended = [speaker.ended(tokens) for *_, tokens in said]
+            full = speaker.logprobs(diffs, prompts, ended) if evidence else []
         if not evidence:
             return [Answer(x, notes=notes) for notes, x, _ in said]
-        ended = [speaker.ended(tokens) for *_, tokens in said]
-        full = speaker.logprobs(diffs, prompts, ended)
         bare = speaker.logprobs(None, prompts, ended)
         return [
             Answer(x, round(a, 4), round(a - b, 4), notes)
             for (notes, x, _), a, b in zip(said, full, bare, strict=True)
         ]
+
+    def _merged(self, whole: WeightDiff | None) -> AbstractContextManager[object]:
+        return nullcontext() if whole is None else merged(self.base.model, whole)
 
     @torch.no_grad()
     def candidate_logprobs(
@@ -211,8 +245,10 @@ class Interpreter:
             raise QuestionError(
                 "candidates that begin with the same token cannot be ranked; give ones that differ there"
             )
-        speaker, parts = self._speaker, []
-        for at in range(0, len(diffs), speaker.at_once):
-            part = slice(at, at + speaker.at_once)
-            parts.append(speaker.candidate_logprobs(diffs[part], self._prompts(questions[part]), first))
-        return torch.cat(parts)
+        out = torch.empty(len(diffs), len(first))
+        for positions, whole in self._batches(diffs):
+            prompts = self._prompts([questions[i] for i in positions])
+            put = [None if whole else diffs[i] for i in positions]
+            with self._merged(whole):
+                out[positions] = self._speaker.candidate_logprobs(put, prompts, first)
+        return out

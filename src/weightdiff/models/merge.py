@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from weightdiff.diffs.types import WeightDiff, named
 from weightdiff.errors import BaseMismatchError
 from weightdiff.models.spec import linear_size
-
-if TYPE_CHECKING:
-    from weightdiff.diffs.types import WeightDiff
 
 
 @torch.no_grad()
@@ -25,18 +23,17 @@ def merge_into(model: nn.Module, diff: WeightDiff) -> dict[str, Tensor]:
 
     Args:
         model: the base; it is changed.
-        diff: low-rank or dense changes.
+        diff: low-rank or dense changes of linear layers and embeddings, and changes of other parameters.
 
     Returns:
-        Module name to the original weight tensor, untouched, for `unmerge`.
+        Parameter name to its original tensor, untouched, for `unmerge`.
 
     Raises:
-        BaseMismatchError: a module is missing, misshapen or quantized; nothing was changed.
+        BaseMismatchError: a module or parameter is missing, misshapen or quantized; nothing was changed.
     """
-    modules = dict(model.named_modules())
-    sizes = {name: linear_size(module) for name, module in modules.items()}
-    diff.check_against({name: size for name, size in sizes.items() if size})
-    weights = {name: cast(Tensor, modules[name].weight) for name in diff.modules}
+    check_fits(model, diff)
+    modules = {name: model.get_submodule(name) for name in diff.modules}
+    weights = {f"{name}.weight": cast(Tensor, module.weight) for name, module in modules.items()}
     quantized = [name for name, weight in weights.items() if not weight.is_floating_point()]
     if quantized:
         raise BaseMismatchError(
@@ -46,23 +43,58 @@ def merge_into(model: nn.Module, diff: WeightDiff) -> dict[str, Tensor]:
     originals: dict[str, Tensor] = {}
     try:
         for name, change in diff.modules.items():
-            weight = weights[name]
-            delta = change.dense().to(weight.device)
-            if not isinstance(modules[name], nn.Linear):  # Conv1D keeps [in, out]
-                delta = delta.T
-            total = (weight.to(delta.dtype) + delta).to(weight.dtype)
-            originals[name], weight.data = weight.data, total
+            delta = change.dense()
+            if isinstance(modules[name], nn.Linear | nn.Embedding):
+                _gain(weights[f"{name}.weight"], f"{name}.weight", delta, originals)
+            else:  # Conv1D keeps [in, out]
+                _gain(weights[f"{name}.weight"], f"{name}.weight", delta.T, originals)
+        for name, delta in diff.parameters.items():
+            _gain(model.get_parameter(name), name, delta, originals)
     except BaseException:
         unmerge(model, originals)
         raise
     return originals
 
 
+def _gain(weight: Tensor, name: str, delta: Tensor, originals: dict[str, Tensor]) -> None:
+    """Add to one parameter and remember what it was."""
+    wide = delta.to(weight.device, torch.promote_types(delta.dtype, torch.float32))
+    total = (weight.to(wide.dtype) + wide).to(weight.dtype)
+    originals[name], weight.data = weight.data, total
+
+
+def check_fits(model: nn.Module, diff: WeightDiff) -> None:
+    """Check that everything a diff changes is in a model, in its shape.
+
+    Raises:
+        BaseMismatchError: naming what is missing or misshapen.
+    """
+    sizes = {name: linear_size(module) or _table_size(module) for name, module in model.named_modules()}
+    diff.check_against({name: size for name, size in sizes.items() if size})
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    wrong = [
+        f"{name} {list(p.shape)} (the base has {list(shapes[name]) if name in shapes else 'none'})"
+        for name, p in diff.parameters.items()
+        if shapes.get(name) != tuple(p.shape)
+    ]
+    if wrong:
+        raise BaseMismatchError(
+            f"the weight diff does not fit this base: parameters {named(wrong)}; load the base that it was"
+            " trained on"
+        )
+
+
+def _table_size(module: nn.Module) -> tuple[int, int] | None:
+    """`(width, vocabulary)` of an embedding, None for everything else."""
+    return (module.embedding_dim, module.num_embeddings) if isinstance(module, nn.Embedding) else None
+
+
 def unmerge(model: nn.Module, originals: dict[str, Tensor]) -> None:
     """Put back the tensors that `merge_into` returned; the weights are then the very same ones as before."""
     # Backwards, so that a weight that two modules share ends at its first original.
     for name, weight in reversed(originals.items()):
-        model.get_submodule(name).weight.data = weight
+        module, _, leaf = name.rpartition(".")
+        getattr(model.get_submodule(module), leaf).data = weight
 
 
 @contextmanager
@@ -71,7 +103,7 @@ def merged(model: nn.Module, diff: WeightDiff) -> Iterator[nn.Module]:
 
     Args:
         model: the base.
-        diff: low-rank or dense changes.
+        diff: changes of any kind.
 
     Yields:
         `model`, with the diff in its weights.
