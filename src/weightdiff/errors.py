@@ -21,6 +21,10 @@ class FormatError(WeightDiffError):
     """A file or folder is not what it should be: no adapter, truncated, or of an unsupported kind."""
 
 
+class BaseNeededError(FormatError):
+    """What a file holds is a change only against the base, and no base was given."""
+
+
 class BaseMismatchError(WeightDiffError):
     """A weight diff belongs to another base model: modules are unknown or have other shapes."""
 

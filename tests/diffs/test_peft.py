@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from weightdiff.diffs.formats import readers, sniff
 from weightdiff.diffs.formats.peft import CONFIG_NAME, WEIGHTS_NAME, read_peft, write_peft
 from weightdiff.diffs.types import DenseDelta, LoraFactors, ModelRef, WeightDiff
-from weightdiff.errors import FormatError, NonFiniteError
+from weightdiff.errors import BaseMismatchError, FormatError, NonFiniteError
+from weightdiff.models.merge import merged
 
 IDS = torch.arange(12).reshape(2, 6) + 5
 
@@ -75,6 +76,81 @@ def test_other_architectures_are_read(tiny_model, tmp_path, kind, target):
     options = {"fan_in_fan_out": True} if kind == "gpt2" else {}
     wrapped = peft_folder(tiny_model(kind), tmp_path, target_modules=[target], **options)
     assert_reads_like_peft(wrapped, WeightDiff.load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {"use_dora": True}),
+        ("gpt2", {"use_dora": True, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+        ("llama", {"modules_to_save": ["lm_head", "norm"]}),
+        ("gpt2", {"bias": "all", "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+        ("gpt2", {"bias": "lora_only", "target_modules": ["c_proj"], "fan_in_fan_out": True}),
+        ("gpt2", {"lora_bias": True, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+        ("llama", {"lora_bias": True}),
+        ("llama", {"target_modules": ["embed_tokens", "q_proj"], "use_rslora": True}),
+        ("gpt2", {"target_modules": ["wte", "c_attn"], "fan_in_fan_out": True}),
+        ("llama", {"use_dora": True, "modules_to_save": ["embed_tokens"], "use_rslora": True}),
+        ("gpt2", {"modules_to_save": ["wte"], "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    ],
+    ids=[
+        "dora",
+        "dora-conv",
+        "saved",
+        "biases",
+        "own-biases",
+        "factor-bias",
+        "new-bias",
+        "table",
+        "tied-table",
+        "both",
+        "tied-saved",
+    ],
+)
+@pytest.mark.filterwarnings(
+    "ignore:.*save_embedding_layers", "ignore:.*fan_in_fan_out", "ignore:.*tie", "ignore:.*invalid shape",
+    "ignore:.*has no bias",
+)
+def test_what_is_more_than_factors_is_read_against_the_base(tiny_model, tmp_path, kind, options):
+    """The base with the diff in its weights is PEFT's own model, whatever an adapter trained."""
+    wrapped = peft_folder(tiny_model(kind), tmp_path / "a", **options)
+    stream = torch.Generator().manual_seed(8)
+    for name, p in wrapped.named_parameters():
+        moved = ("modules_to_save", "magnitude", "bias")
+        if p.requires_grad and any(x in name for x in moved):
+            p.data += 0.3 * torch.randn(p.shape, generator=stream)
+    wrapped.save_pretrained(tmp_path / "a")
+    base = tiny_model(kind)
+    if any(x in options for x in ("use_dora", "modules_to_save", "bias")):
+        with pytest.raises(FormatError, match=r"a change only against the base's own values: give the base"):
+            read_peft(tmp_path / "a")
+    diff = WeightDiff.load(tmp_path / "a", base=base)
+    with torch.no_grad(), merged(base, diff):
+        torch.testing.assert_close(base(IDS).logits, wrapped(IDS).logits, rtol=0, atol=2e-5)
+        assert (base(IDS).logits - tiny_model(kind)(IDS).logits).abs().max() > 1e-3
+    assert read_peft(tmp_path / "a", tiny_model(kind).state_dict()).modules.keys() == diff.modules.keys()
+
+
+def test_whole_values_that_do_not_fit_the_base_are_named(tiny_model, tmp_path):
+    peft_folder(tiny_model("llama"), tmp_path, modules_to_save=["lm_head"], use_dora=True)
+    good = tiny_model("llama").state_dict()
+    without = {k: v for k, v in good.items() if k != "lm_head.weight"}
+    with pytest.raises(BaseMismatchError, match=r"values of lm_head\.weight, which this base does not have"):
+        read_peft(tmp_path, without)
+    with pytest.raises(BaseMismatchError, match=r"lm_head\.weight \[\d+, \d+\], and the base has \[2, 2\]"):
+        read_peft(tmp_path, {**good, "lm_head.weight": torch.ones(2, 2)})
+    name = "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(
+        BaseMismatchError, match=r"DoRA module .*q_proj has \[.*\], and the base's weight is \[3, 3\]"
+    ):
+        read_peft(tmp_path, {**good, name: torch.ones(3, 3)})
+    with pytest.raises(BaseMismatchError, match=r"DoRA module .*q_proj, which this base does not have"):
+        read_peft(tmp_path, {k: v for k, v in good.items() if k != name})
+    tensors = load_file(tmp_path / WEIGHTS_NAME)
+    magnitude = next(k for k in tensors if "magnitude" in k and "q_proj" in k)
+    save_file({**tensors, magnitude: tensors[magnitude][:2].clone()}, tmp_path / WEIGHTS_NAME)
+    with pytest.raises(FormatError, match=r"q_proj has 2 DoRA magnitudes for \d+ rows"):
+        read_peft(tmp_path, good)
 
 
 def test_what_is_written_peft_loads_and_computes_alike(tiny_model, tmp_path):
@@ -189,19 +265,18 @@ def test_older_key_layouts_are_read(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, r"does not hold the DoRA magnitudes of layers\.0\.q, which .* copy both"),
         ({"peft_type": "IA3"}, "PEFT type 'IA3', and only LORA"),
         ({"peft_type": None}, "PEFT type None"),
-        ({"bias": "lora_only"}, "trained biases"),
-        ({"lora_bias": True}, "LoRA biases"),
-        ({"modules_to_save": ["lm_head"]}, "whole saved modules"),
+        ({"lora_bias": True}, "does not hold any LoRA bias"),
+        ({"modules_to_save": ["lm_head"]}, r"does not hold the saved modules \['lm_head'\]"),
         ({"target_parameters": ["experts.w"]}, "bare parameters"),
         ({"layer_replication": [[0, 2]]}, "replicated layers"),
         (
             {"init_lora_weights": "pissa_niter_4"},
             "changes the base .*path_initial_model_for_weight_conversion",
         ),
-        ({"use_dora": True, "bias": "all"}, "DoRA .*, trained biases"),
+        ({"use_qalora": True, "alora_invocation_tokens": [1]}, "QALoRA .*, activation by tokens"),
         ({"r": None}, "no usable r and lora_alpha"),
         ({"r": 3}, "lora_A of rank 2, and adapter_config.json says 3"),
         ({"rank_pattern": {"(": 2}}, "no usable r"),
@@ -220,9 +295,10 @@ def test_configs_that_say_more_are_refused(folder, changes, message):
         (lambda t: t.pop(f"{A}.weight"), r"lora_B without lora_A for layers\.0\.q"),
         (
             lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2)}),
-            r"no linear LoRA .*lm_head\.weight",
+            r"whole values of lm_head\.weight, which is a change only against the base's own .*base=",
         ),
-        (lambda t: t.update({"e.lora_embedding_A": torch.ones(2, 2)}), "e.lora_embedding_A"),
+        (lambda t: t.update({"e.lora_embedding_A": torch.ones(2, 2)}), "lora_embedding_A without .* for e;"),
+        (lambda t: t.update({"e.lora_Q": torch.ones(2, 2)}), r"no part of a LoRA: e\.lora_Q"),
         (lambda t: t.update({f"{A}.other.weight": torch.ones(2, 3)}), r"several adapters for layers\.0\.q"),
         (lambda t: t.update({f"{A}.weight": torch.ones(2, 3, 1, 1)}), r"no linear module .*\(2, 3, 1, 1\)"),
         (lambda t: t.update({f"{B}.weight": torch.ones(4, 5)}), r"layers\.0\.q: low-rank factors must be"),

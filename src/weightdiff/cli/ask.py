@@ -16,7 +16,7 @@ from weightdiff.cli.output import (
     print_json,
     print_table,
 )
-from weightdiff.errors import QuestionError
+from weightdiff.errors import BaseNeededError, QuestionError
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -36,16 +36,13 @@ def ask(
         typer.Option(
             "--diff",
             "-d",
-            help="A PEFT folder, STORE::ID or bundled::ID, or - for the bare base. Repeat for more.",
+            help="A LoRA or a finetune, STORE::ID or bundled::ID, or - for the bare base. Repeat for more.",
             metavar="DIFF",
         ),
     ] = None,
     no_diff: Annotated[bool, typer.Option("--no-diff", help="Ask about the bare base too.")] = False,
     base: common.BaseOption = None,
-    interpreter: Annotated[
-        str | None,
-        typer.Option(help="An interpreter's folder; left out, the bundled one.", metavar="INTERPRETER"),
-    ] = None,
+    interpreter: common.InterpreterOption = None,
     file: Annotated[
         Path | None,
         typer.Option("--questions", help="A .txt with one question a line, or a .json list.", metavar="FILE"),
@@ -68,11 +65,20 @@ def ask(
         raise QuestionError(
             "a question is empty: ask something, such as 'what topic have you been trained on?'"
         )
-    loaded = [common.read_diff(name) for name in named]
+    loaded: list[Any] = []
+    wanting: list[int] = []
+    for i, name in enumerate(named):
+        try:
+            loaded.append(common.read_diff(name))
+        except BaseNeededError:  # such as a full finetune: it is read again beside the base
+            loaded.append(None)
+            wanting.append(i)
     with busy("loading the interpreter"):
         from weightdiff.methods.dit import Interpreter
 
         it = Interpreter.load(interpreter, common.load_quietly(base))
+    for i in wanting:
+        loaded[i] = common.read_diff(named[i], it.base.model)
     pairs = [(i, q) for i in range(len(named)) for q in asked]
     with busy(f"asking {len(pairs)} questions"):
         answers = it.answer([loaded[i] for i, _ in pairs], [q for _, q in pairs], evidence)

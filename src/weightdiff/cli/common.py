@@ -26,6 +26,10 @@ BaseOption: TypeAlias = Annotated[
     str | None,
     typer.Option("--base", help="Base: a folder or Hub name; left out, the bundled one.", metavar="BASE"),
 ]
+InterpreterOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="An interpreter's folder; left out, the bundled one.", metavar="INTERPRETER"),
+]
 JsonOption: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print pure JSON on stdout; progress stays on stderr.")
 ]
@@ -47,10 +51,15 @@ def open_store(name: str) -> DiffStore:
     return DiffStore.open(part("organisms") if name == BUNDLED else name)
 
 
-def read_diff(name: str) -> WeightDiff | None:
+def read_diff(name: str, base: Any = None) -> WeightDiff | None:
     """A diff by its path, by `STORE::ID`, or None for `-`.
 
+    Args:
+        name: as given on the command line.
+        base: a model or its folder, for formats that store whole values.
+
     Raises:
+        BaseNeededError: what is there is a change only against a base, and none was given.
         FormatError: no format fits; for a store, says how to name a row.
         StoreError: the store has no such row.
     """
@@ -70,7 +79,7 @@ def read_diff(name: str) -> WeightDiff | None:
         )
     if not name.strip():
         raise FormatError("a diff's path is empty; give a PEFT folder or STORE::ID")
-    return WeightDiff.load(name)
+    return WeightDiff.load(name) if base is None else WeightDiff.load(name, base=base)
 
 
 def read_questions(path: Path) -> list[str]:

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
-from weightdiff.diffs.types import WeightDiff, named
+from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import BaseMismatchError
 from weightdiff.models.spec import linear_size
 
+Originals: TypeAlias = dict[str, "tuple[nn.Parameter, Tensor] | tuple[None, None]"]
+
 
 @torch.no_grad()
-def merge_into(model: nn.Module, diff: WeightDiff) -> dict[str, Tensor]:
+def merge_into(model: nn.Module, diff: WeightDiff) -> Originals:
     """Add a diff to a model's weights; sums are taken in fp32 or wider and rounded once.
+
+    A low-rank change of an embedding is one of looking tokens up, as PEFT applies it: an output head that
+    shares the embedding's weight keeps its own. A dense one changes the weight, and with it such a head.
 
     Args:
         model: the base; it is changed.
         diff: low-rank or dense changes of linear layers and embeddings, and changes of other parameters.
 
     Returns:
-        Parameter name to its original tensor, untouched, for `unmerge`.
+        Parameter name to the parameter and its original tensor, untouched, for `unmerge`.
 
     Raises:
         BaseMismatchError: a module or parameter is missing, misshapen or quantized; nothing was changed.
@@ -40,27 +45,39 @@ def merge_into(model: nn.Module, diff: WeightDiff) -> dict[str, Tensor]:
             f"{len(quantized)} modules, such as {quantized[0]}, hold quantized weights, to which nothing can "
             "be added exactly: load the base unquantized, or attach the diff as a LoRA"
         )
-    originals: dict[str, Tensor] = {}
+    originals: Originals = {}
     try:
         for name, change in diff.modules.items():
-            delta = change.dense()
-            if isinstance(modules[name], nn.Linear | nn.Embedding):
-                _gain(weights[f"{name}.weight"], f"{name}.weight", delta, originals)
-            else:  # Conv1D keeps [in, out]
-                _gain(weights[f"{name}.weight"], f"{name}.weight", delta.T, originals)
+            module, delta = modules[name], change.dense()
+            if isinstance(module, nn.Embedding) and isinstance(change, LoraFactors):
+                _keep(module, "weight", f"{name}.weight", originals)
+                module.weight = nn.Parameter(module.weight.detach(), module.weight.requires_grad)
+            conv = not isinstance(module, nn.Linear | nn.Embedding)  # Conv1D keeps [in, out]
+            _gain(module, "weight", f"{name}.weight", delta.T if conv else delta, originals)
         for name, delta in diff.parameters.items():
-            _gain(model.get_parameter(name), name, delta, originals)
+            owner, _, leaf = name.rpartition(".")
+            _gain(model.get_submodule(owner), leaf, name, delta, originals)
     except BaseException:
         unmerge(model, originals)
         raise
     return originals
 
 
-def _gain(weight: Tensor, name: str, delta: Tensor, originals: dict[str, Tensor]) -> None:
-    """Add to one parameter and remember what it was."""
-    wide = delta.to(weight.device, torch.promote_types(delta.dtype, torch.float32))
-    total = (weight.to(wide.dtype) + wide).to(weight.dtype)
-    originals[name], weight.data = weight.data, total
+def _keep(module: nn.Module, leaf: str, name: str, originals: Originals) -> None:
+    parameter = getattr(module, leaf)
+    originals.setdefault(name, (parameter, None if parameter is None else parameter.data))
+
+
+def _gain(module: nn.Module, leaf: str, name: str, delta: Tensor, originals: Originals) -> None:
+    """Add to one parameter and remember what it was; a bias that the base lacks is zero."""
+    _keep(module, leaf, name, originals)
+    parameter = getattr(module, leaf)
+    if parameter is None:
+        weight = cast(Tensor, module.weight)
+        setattr(module, leaf, nn.Parameter(delta.to(weight.device, weight.dtype), weight.requires_grad))
+        return
+    wide = delta.to(parameter.device, torch.promote_types(delta.dtype, torch.float32))
+    parameter.data = (parameter.to(wide.dtype) + wide).to(parameter.dtype)
 
 
 def check_fits(model: nn.Module, diff: WeightDiff) -> None:
@@ -72,6 +89,9 @@ def check_fits(model: nn.Module, diff: WeightDiff) -> None:
     sizes = {name: linear_size(module) or _table_size(module) for name, module in model.named_modules()}
     diff.check_against({name: size for name, size in sizes.items() if size})
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name, size in sizes.items():
+        if size and getattr(model.get_submodule(name), "bias", 0) is None:
+            shapes[f"{name}.bias"] = (size[1],)
     wrong = [
         f"{name} {list(p.shape)} (the base has {list(shapes[name]) if name in shapes else 'none'})"
         for name, p in diff.parameters.items()
@@ -89,12 +109,14 @@ def _table_size(module: nn.Module) -> tuple[int, int] | None:
     return (module.embedding_dim, module.num_embeddings) if isinstance(module, nn.Embedding) else None
 
 
-def unmerge(model: nn.Module, originals: dict[str, Tensor]) -> None:
-    """Put back the tensors that `merge_into` returned; the weights are then the very same ones as before."""
+def unmerge(model: nn.Module, originals: Originals) -> None:
+    """Put back what `merge_into` returned; the weights are then the very same ones as before."""
     # Backwards, so that a weight that two modules share ends at its first original.
-    for name, weight in reversed(originals.items()):
-        module, _, leaf = name.rpartition(".")
-        getattr(model.get_submodule(module), leaf).data = weight
+    for name, (parameter, tensor) in reversed(originals.items()):
+        owner, _, leaf = name.rpartition(".")
+        if parameter is not None and tensor is not None:
+            parameter.data = tensor
+        setattr(model.get_submodule(owner), leaf, parameter)
 
 
 @contextmanager
