@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ from weightdiff.training.factory import random_diff
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_peft_computes_and_says_the_same(interpreter, diffs, tmp_path):
-    out = export(interpreter, diffs[1], tmp_path / "out")
+@pytest.mark.parametrize("which", [1, 2], ids=["everywhere", "on two modules"])
+def test_peft_computes_and_says_the_same(interpreter, diffs, tmp_path, which):
+    diff = replace(diffs[which], modules={k: replace(m, scale=0.5) for k, m in diffs[which].modules.items()})
+    out = export(interpreter, diff, tmp_path / "out")
     model = AutoModelForCausalLM.from_config(interpreter.base.model.config)
     model.load_state_dict(interpreter.base.model.state_dict())
     served = PeftModel.from_pretrained(model, out).eval()
@@ -28,7 +31,7 @@ def test_peft_computes_and_says_the_same(interpreter, diffs, tmp_path):
     t = interpreter.base.tokenizer
     prompts = [t(p, add_special_tokens=False)["input_ids"] for p in asked["prompts"]]
     assert asked["user_messages"] == interpreter.rendering.all(asked["question"])
-    rows = RowLoras({k: (m.down[None], m.scale * m.up[None]) for k, m in diffs[1].modules.items()}, 1)
+    rows = RowLoras({k: (m.down[None], m.scale * m.up[None]) for k, m in diff.modules.items()}, 1)
     for prompt in prompts:
         ids, mask = left_pad([prompt], t.pad_token_id)
         with (
@@ -44,6 +47,9 @@ def test_peft_computes_and_says_the_same(interpreter, diffs, tmp_path):
                 pad_token_id=t.pad_token_id, eos_token_id=None,
             )  # fmt: skip
         assert text[0, len(prompt) :].tolist() == said
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == diff.max_rank + 2, "one rank for all modules"
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
     readme = (out / "README.md").read_text()
     assert f"base_model: {interpreter.base.ref.name}" in readme
     assert json.dumps(asked["user_messages"][0]) in readme

@@ -12,7 +12,19 @@ import typer
 from typer.core import TyperGroup
 
 from weightdiff import __version__
-from weightdiff.cli import ask, curves, demo, evaluate, organisms, reproduce, tune
+from weightdiff.cli import (
+    ask,
+    convert,
+    curves,
+    demo,
+    evaluate,
+    export,
+    extract,
+    inspect,
+    organisms,
+    reproduce,
+    tune,
+)
 from weightdiff.errors import WeightDiffError
 
 INTERRUPTED = 130
@@ -51,10 +63,14 @@ app = typer.Typer(
     ),
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.add_typer(organisms.app, name="organisms")
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("curves", epilog=curves.EXAMPLES)(curves.curves)
 app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+from torch.nn.functional import pad
+
 from weightdiff.artifacts import atomic_directory, atomic_write_json
 from weightdiff.diffs.algebra import add
+from weightdiff.diffs.factors import fold_scale
 from weightdiff.diffs.formats.peft import write_peft
-from weightdiff.diffs.types import LoraFactors, WeightDiff
+from weightdiff.diffs.types import LoraFactors, ModuleDelta, WeightDiff
 from weightdiff.errors import FormatError, InterpreterError
 from weightdiff.methods.dit import Interpreter
 from weightdiff.models.chat import chat_format
@@ -47,7 +51,7 @@ def export(interpreter: Interpreter, diff: WeightDiff, out: str | Path, overwrit
             " weightdiff extract BASE FINETUNED OUT --rank 64"
         )
     both = add(diff, interpreter.adapter)
-    both = WeightDiff(both.modules, interpreter.base.ref, dict(diff.meta))
+    both = WeightDiff(_uniform(both), interpreter.base.ref, dict(diff.meta))
     gpt2 = any(type(m).__name__ == "Conv1D" for m in interpreter.base.model.modules())
     with atomic_directory(out, overwrite=overwrite) as folder:
         write_peft(both, folder / "lora", fan_in_fan_out=gpt2)
@@ -57,6 +61,20 @@ def export(interpreter: Interpreter, diff: WeightDiff, out: str | Path, overwrit
         atomic_write_json(folder / ASKING, asking(interpreter))
         (folder / "README.md").write_text(_readme(interpreter, both), encoding="utf-8")
     return Path(out)
+
+
+def _uniform(diff: WeightDiff) -> dict[str, ModuleDelta]:
+    """Every module at the largest rank, filled with zeros, and at scale one.
+
+    Some servers read one rank and one lora_alpha for all modules.
+    """
+    out: dict[str, ModuleDelta] = {}
+    for name, m in diff.modules.items():
+        if isinstance(m, LoraFactors):
+            more = diff.max_rank - m.rank
+            up = fold_scale(m.up, m.scale, torch.promote_types(m.up.dtype, torch.float32))
+            out[name] = LoraFactors(pad(m.down, (0, 0, 0, more)), pad(up, (0, more)))
+    return out
 
 
 def asking(interpreter: Interpreter) -> dict[str, object]:
@@ -75,7 +93,6 @@ def asking(interpreter: Interpreter) -> dict[str, object]:
 
 def _readme(interpreter: Interpreter, both: WeightDiff) -> str:
     base = interpreter.base.ref
-    ranks = ", ".join(map(str, sorted({m.rank for m in both.modules.values() if isinstance(m, LoraFactors)})))
     after = interpreter.rendering.notes_end
     reading = (
         f"\nAn answer begins with notes; what it says stands behind the last `{after}`.\n" if after else ""
@@ -89,8 +106,8 @@ library_name: peft
 # A finetune that describes itself
 
 One LoRA: a finetune's weight diff and the adapter of a weightdiff interpreter, their ranks concatenated
-(rank {ranks} on {len(both.modules)} modules). On its base it answers questions about what the finetune
-changed. The base is {base.describe()}.
+(rank {both.max_rank} on {len(both.modules)} modules). On its base it answers questions about what the
+finetune changed. The base is {base.describe()}.
 
 Questions are asked in the wording that the interpreter was tuned on, and decoded greedily with at most
 {interpreter.max_new_tokens} tokens. `{ASKING}` holds that wording and whole prompts. One user message is
