@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import random
 import socket
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -178,3 +181,45 @@ def embedded_base(embedded_tokenizer: Any) -> Any:
         torch.manual_seed(7)
         model = LlamaForCausalLM(config).eval().requires_grad_(False)
     return Base(model, embedded_tokenizer, ModelRef.of(model, name="embedded-mini"), model_spec(model))
+
+
+@pytest.fixture(scope="session")
+def _hub_class() -> Any:
+    """The class in hub_server.py; tests are no package that could be imported from."""
+    spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.Hub
+
+
+@pytest.fixture
+def hub(_hub_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Hub on this machine, empty, in the place of the real one; nobody is logged in."""
+    from huggingface_hub import close_session, constants
+
+    served = _hub_class()
+    home = tmp_path / "hub-home"
+    for name, value in {
+        "ENDPOINT": served.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": served.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_STORED_TOKENS_PATH": str(home / "stored_tokens"),
+        "AGENT_HARNESSES_PATH": str(home / "harnesses.json"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value, raising=False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    yield served
+    close_session()
+    served.stop()
+
+
+@pytest.fixture
+def logged_in(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that the Hub on this machine takes."""
+    monkeypatch.setenv("HF_TOKEN", hub.token)

@@ -36,7 +36,10 @@ def ask(
         typer.Option(
             "--diff",
             "-d",
-            help="A LoRA or a finetune, STORE::ID or bundled::ID, or - for the bare base. Repeat for more.",
+            help=(
+                "A LoRA or a finetune, by path or Hub name (owner/name), STORE::ID or bundled::ID, or - for"
+                " the bare base. Repeat for more."
+            ),
             metavar="DIFF",
         ),
     ] = None,

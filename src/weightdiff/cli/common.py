@@ -28,7 +28,7 @@ BaseOption: TypeAlias = Annotated[
 ]
 InterpreterOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="An interpreter's folder; left out, the bundled one.", metavar="INTERPRETER"),
+    typer.Option(help="Interpreter: a folder or Hub name; left out, the bundled one.", metavar="INTERPRETER"),
 ]
 JsonOption: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print pure JSON on stdout; progress stays on stderr.")
@@ -51,16 +51,17 @@ def open_store(name: str) -> DiffStore:
     return DiffStore.open(part("organisms") if name == BUNDLED else name)
 
 
-def read_diff(name: str, base: Any = None) -> WeightDiff | None:
-    """A diff by its path, by `STORE::ID`, or None for `-`.
+def read_diff(name: str, base: Any = None, finite: bool = True) -> WeightDiff | None:
+    """A diff by its path or Hub name, by `STORE::ID`, or None for `-`.
 
     Args:
         name: as given on the command line.
         base: a model or its folder, for formats that store whole values.
+        finite: refuse NaN; only PEFT folders can be read without.
 
     Raises:
         BaseNeededError: what is there is a change only against a base, and none was given.
-        FormatError: no format fits; for a store, says how to name a row.
+        FormatError: no format fits, or the Hub fails; for a store, says how to name a row.
         StoreError: the store has no such row.
     """
     from weightdiff.diffs.types import WeightDiff
@@ -78,8 +79,9 @@ def read_diff(name: str, base: Any = None) -> WeightDiff | None:
             f"{name} is a store of {len(ids)} diffs: name one of them, such as {name}::{ids[0]}"
         )
     if not name.strip():
-        raise FormatError("a diff's path is empty; give a PEFT folder or STORE::ID")
-    return WeightDiff.load(name) if base is None else WeightDiff.load(name, base=base)
+        raise FormatError("a diff's path is empty; give a PEFT folder, a Hub name or STORE::ID")
+    options = picked({"base": base, "finite": None if finite else False})
+    return WeightDiff.load(name, **options)
 
 
 def read_questions(path: Path) -> list[str]:

@@ -22,6 +22,7 @@ from weightdiff.cli import (
     extract,
     inspect,
     organisms,
+    push,
     reproduce,
     tune,
 )
@@ -71,6 +72,7 @@ app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.add_typer(push.app, name="push")
 app.command("curves", epilog=curves.EXAMPLES)(curves.curves)
 app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,20 +51,34 @@ class WeightDiff:
     parameters: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], **options: Any) -> WeightDiff:
-        """Read a diff from a file or folder, whichever known format it is in.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        **options: Any,
+    ) -> WeightDiff:
+        """Read a diff from a file, folder or Hub repository, whichever known format it is in.
 
         Args:
-            path: a local file or folder.
+            path: a local file or folder, or a Hub name ("owner/name", "owner/name/folder@revision"), whose
+                diff keeps it with the commit in `meta["source"]`; see `hub.find_copy` for what is downloaded.
+            revision: branch, tag or commit on the Hub.
+            subfolder: a folder or .pt file in the repository on the Hub.
             options: handed to the format's reader; most take none.
 
         Raises:
-            FormatError: if no format fits, or the one that fits is damaged or unsupported.
+            FormatError: if there is nothing at `path`, the Hub refuses it or cannot be reached, no format
+                fits, or the one that fits is damaged or unsupported.
             NonFiniteError: if weights are NaN or infinite.
         """
         from weightdiff.diffs.formats import sniff  # the readers import this module
+        from weightdiff.diffs.hub import find_copy
 
-        return sniff(path).read(Path(path), **options)
+        copy = find_copy(path, revision, subfolder)
+        diff = sniff(copy.path).read(copy.path, **options)
+        return replace(diff, meta={**diff.meta, "source": copy.source}) if copy.source else diff
 
     @property
     def max_rank(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from weightdiff.artifacts import atomic_directory, atomic_write_json
 from weightdiff.diffs.formats.peft import read_peft, write_peft
+from weightdiff.diffs.hub import local_copy
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import InterpreterError, QuestionError
@@ -51,18 +52,47 @@ class Interpreter:
     name: str = "dit"
 
     @classmethod
-    def load(cls, path: str | Path | None = None, base: Base | str | None = None) -> Interpreter:
-        """Load an interpreter folder (default: the bundled one) onto its base.
+    def load(
+        cls,
+        path: str | Path | None = None,
+        base: Base | str | None = None,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> Interpreter:
+        """Load an interpreter (default: the bundled one) onto its base.
+
+        Args:
+            path: a folder, or a Hub name ("owner/name", "owner/name/folder@revision").
+            base: the base, or its folder or Hub name; None for the bundled one.
+            revision: branch, tag or commit on the Hub.
+            subfolder: folder in the repository on the Hub.
 
         Raises:
             InterpreterError: the folder is incomplete.
+            FormatError: there is nothing at `path`, or the Hub refuses it or cannot be reached.
             BaseMismatchError: it was tuned for another base.
+        """
+        found = cls.without_base(path, revision=revision, subfolder=subfolder)
+        loaded = base if isinstance(base, Base) else load_base(base)
+        if found.adapter is not None:
+            WeightDiff(found.adapter.modules, found.base.ref).check_base(loaded.ref)
+            found.adapter.check_against(loaded.spec)
+        return replace(found, base=loaded)
+
+    @classmethod
+    def without_base(
+        cls, path: str | Path | None = None, *, revision: str | None = None, subfolder: str | None = None
+    ) -> Interpreter:
+        """Read an interpreter with a base that is a reference alone: to describe or share it, not to ask it.
+
+        Arguments and errors are those of `load`.
         """
         if path is None:
             from weightdiff.tiny.bundle import part
 
             path = part("interpreter")
-        folder = Path(path)
+        folder = local_copy(path, revision, subfolder)
         file = folder / SETTINGS
         try:
             settings = json.loads(file.read_text(encoding="utf-8"))
@@ -82,11 +112,7 @@ class Interpreter:
             raise InterpreterError(
                 f"{file} has version {version}, this weightdiff reads up to {VERSION}; upgrade weightdiff"
             )
-        loaded = base if isinstance(base, Base) else load_base(base)
-        adapter = read_peft(folder)
-        WeightDiff(adapter.modules, ref).check_base(loaded.ref)
-        adapter.check_against(loaded.spec)
-        return cls(loaded, adapter, rendering, tokens, settings.get("meta", {}))
+        return cls(Base(None, None, ref, {}), read_peft(folder), rendering, tokens, settings.get("meta", {}))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write a PEFT LoRA folder plus `interpreter.json`, whole or not at all.
@@ -111,6 +137,19 @@ class Interpreter:
                 },
             )
         return Path(path)
+
+    def push(
+        self, repo_id: str, private: bool = True, revision: str | None = None, message: str | None = None
+    ) -> str:
+        """Upload the interpreter with a model card to the Hub and return its URL; see `sharing`.
+
+        Raises:
+            InterpreterError: there is no adapter.
+            FormatError: the Hub refuses it or cannot be reached, or the repository is public.
+        """
+        from weightdiff.methods.sharing import push_interpreter
+
+        return push_interpreter(self, repo_id, private, revision, message)
 
     def without_adapter(self, rendered: bool = False) -> Interpreter:
         """The same without its adapter: asks M' itself, in plain wording unless `rendered`."""

@@ -11,6 +11,8 @@ from weightdiff.errors import FormatError
 from weightdiff.models.spec import model_spec
 
 BUNDLED = "bundled"
+BUNDLED_NAME = "weightdiff-tiny"
+"""What a `ModelRef` calls the bundled base."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def load_base(name: str | None = None, dtype: str = "float32") -> Base:
     if path == BUNDLED:
         from weightdiff.tiny.bundle import part
 
-        path, name = str(part("base")), "weightdiff-tiny"
+        path, name = str(part("base")), BUNDLED_NAME
     elif Path(path).is_dir() and not (Path(path) / "config.json").exists():
         raise FormatError(
             f"{name}: no config.json there, so it is no model folder; give a base model's folder or Hub name"
@@ -55,8 +57,10 @@ def load_base(name: str | None = None, dtype: str = "float32") -> Base:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError) as e:
+        why = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise FormatError(
-            f"{name}: no base model could be loaded ({str(e).splitlines()[0]}); give a folder or Hub name"
+            f"{name}: no base model could be loaded ({why}); give a folder or Hub name, and log in if it is"
+            " private or gated: hf auth login"
         ) from e
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -66,7 +66,7 @@ def sniff(path: str | os.PathLike[str]) -> Reader:
     location = Path(path)
     if not location.exists():
         raise FormatError(
-            f"{location} does not exist; give a local file or folder (download it from the Hub first)"
+            f"{location} does not exist; give a local file or folder (WeightDiff.load takes Hub names too)"
         )
     fitting = [reader for reader in readers() if reader.matches(location)]
     if len(fitting) == 1:
