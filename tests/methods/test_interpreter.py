@@ -16,6 +16,7 @@ from weightdiff.errors import (
     BaseMismatchError,
     FormatError,
     InterpreterError,
+    MissingDependencyError,
     NonFiniteError,
     QuestionError,
 )
@@ -402,6 +403,30 @@ def scripted(monkeypatch, tokens):
     """Let `tokens` be what is said, whatever the model expects."""
     said = [Said(x, [0.0] * len(x)) for x in tokens]
     monkeypatch.setattr(speaking, "go_on", lambda *_, **__: said)
+
+
+def test_bases_on_a_gpu_name_what_they_need(saved, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(MissingDependencyError, match=r"bitsandbytes is not installed: .*weightdiff\[gpu\]"):
+        load_base(str(saved / "base"), four_bit=True)
+    with pytest.raises(MissingDependencyError, match=r"accelerate is not installed: .*weightdiff\[gpu\]"):
+        load_base(str(saved / "base"), device_map="auto")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("four_bit", [False, True], ids=["half", "four bits"])
+def test_a_gpu_answers_as_the_cpu_does(interpreter, saved, diffs, four_bit):
+    """In half precision to the letter of the evidence's first digits; in four bits it answers at all."""
+    if four_bit:
+        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    there = load_base(str(saved / "base"), "bfloat16" if four_bit else "float32", "cuda", four_bit)
+    moved = replace(interpreter, base=replace(there, ref=interpreter.base.ref))
+    got = moved.answer(diffs, QUESTIONS, evidence=True)
+    want = interpreter.answer(diffs, QUESTIONS, evidence=True)
+    if not four_bit:
+        assert [a.evidence for a in got] == pytest.approx([a.evidence for a in want], abs=1e-2)
+    assert all(a.evidence is not None for a in got)
 
 
 def test_notes_are_told_from_the_answer(interpreter, diffs, monkeypatch):

@@ -5,7 +5,6 @@ Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 251
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdiff.artifacts import atomic_directory, atomic_write_json
+from weightdiff.artifacts import atomic_directory, atomic_write_json, read_json
 from weightdiff.diffs.formats.peft import read_peft, write_peft
 from weightdiff.diffs.hub import local_copy
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.types import WeightDiff
-from weightdiff.errors import InterpreterError, QuestionError
+from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, QuestionError
 from weightdiff.methods.base import Answer
 from weightdiff.methods.loading import Base, load_base
 from weightdiff.methods.speaking import Speaker
@@ -76,8 +75,11 @@ class Interpreter:
         found = cls.without_base(path, revision=revision, subfolder=subfolder)
         loaded = base if isinstance(base, Base) else load_base(base)
         if found.adapter is not None:
-            WeightDiff(found.adapter.modules, found.base.ref).check_base(loaded.ref)
-            found.adapter.check_against(loaded.spec)
+            try:
+                WeightDiff(found.adapter.modules, found.base.ref).check_base(loaded.ref)
+                found.adapter.check_against(loaded.spec)
+            except BaseMismatchError as e:
+                raise BaseMismatchError(f"{path or 'the bundled interpreter'}: {e}") from e
         return replace(found, base=loaded)
 
     @classmethod
@@ -95,16 +97,19 @@ class Interpreter:
         folder = local_copy(path, revision, subfolder)
         file = folder / SETTINGS
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
+            settings = read_json(file)
             ref = ModelRef.from_json(settings["base"])
             rendering = Rendering.from_json(settings["rendering"])
             tokens, version = int(settings["max_new_tokens"]), int(settings["version"])
+            meta = dict(settings.get("meta", {}))
+            if tokens < 1:
+                raise ValueError(f"max_new_tokens is {tokens}")
         except OSError as e:
             raise InterpreterError(
                 f"{folder}: no {SETTINGS} there, so it is no interpreter;"
                 " give a folder written by: weightdiff tune"
             ) from e
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, OverflowError, FormatError) as e:
             raise InterpreterError(
                 f"{file}: cannot be read ({e!r}); copy or tune the interpreter again"
             ) from e
@@ -112,7 +117,7 @@ class Interpreter:
             raise InterpreterError(
                 f"{file} has version {version}, this weightdiff reads up to {VERSION}; upgrade weightdiff"
             )
-        return cls(Base(None, None, ref, {}), read_peft(folder), rendering, tokens, settings.get("meta", {}))
+        return cls(Base(None, None, ref, {}), read_peft(folder), rendering, tokens, meta)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write a PEFT LoRA folder plus `interpreter.json`, whole or not at all.

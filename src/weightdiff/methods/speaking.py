@@ -115,7 +115,7 @@ class Speaker:
         """Log-probability of each of the tokens `first` to begin the answer, fp32 [questions, tokens]."""
         if not self.rendering.notes_end:
             with self.attached(diffs):
-                return self._read(prompts).logprobs(self.renderings)[:, list(first)]
+                return self._read(prompts).logprobs(self.renderings)[:, list(first)].cpu()
         branches = self.branches(diffs, prompts)
         asked = [diffs[b.question] for b in branches]
         notes = [b.tokens[: b.notes] or self._end for b in branches]
@@ -125,7 +125,7 @@ class Speaker:
             for p in prompts[b.question * self.renderings : (b.question + 1) * self.renderings]
         ]
         with self.attached(asked):
-            found = self._read(rows).logprobs(self.renderings)[:, list(first)]
+            found = self._read(rows).logprobs(self.renderings)[:, list(first)].cpu()
         found = found + torch.tensor([b.logprob for b in branches])[:, None]
         return torch.stack([found[own].logsumexp(0) for own in _by_question(branches, len(diffs))])
 

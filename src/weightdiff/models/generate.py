@@ -79,7 +79,7 @@ class Reading:
         """Read one more token of each row, [rows]."""
         position = self._mask.long().sum(dim=-1, keepdim=True)
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
-        self.logits = self._forward(tokens[:, None], position)
+        self.logits = self._forward(tokens[:, None].to(self._mask.device), position)
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, each as often as it is named."""
