@@ -23,6 +23,7 @@ from weightdiff.errors import FormatError
 MANIFEST_NAME = "manifest.json"
 TEMP_PREFIX = ".tmp-"
 _CHUNK_BYTES = 1 << 20
+_JSON_BYTES = 24 << 20  # of brackets alone, they fill most of a gibibyte
 _SETTINGS_NAMED = 3
 
 
@@ -49,6 +50,32 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
         TypeError: if `value` holds something that JSON cannot carry.
     """
     return atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file that may be damaged or hostile.
+
+    Raises:
+        OSError: it is no regular file (opening a pipe would wait forever), or cannot be read.
+        ValueError: it is larger than 24 MiB, or `parse_json` refuses it.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)} is no file")
+    if os.path.getsize(path) > _JSON_BYTES:
+        raise ValueError(f"it is larger than {_JSON_BYTES >> 20} MiB")
+    return parse_json(Path(path).read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that may be damaged or hostile.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextlib.contextmanager
@@ -158,7 +185,7 @@ def check_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"{root} has no {MANIFEST_NAME}, so it was not completely written; make or copy it again"
         )
     try:
-        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = read_json(path)
         listed = cast(dict[str, dict[str, Any]], manifest["files"])
         expected = {str(name): str(entry["sha256"]) for name, entry in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

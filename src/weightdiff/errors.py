@@ -6,6 +6,8 @@ leaves with `exit_code`; anything outside this tree is a bug and keeps its trace
 
 from __future__ import annotations
 
+_LONGEST, _HEAD, _TAIL = 1000, 600, 390
+
 
 class WeightDiffError(Exception):
     """Root of the tree; catch it to catch everything that weightdiff raises on purpose.
@@ -15,6 +17,10 @@ class WeightDiffError(Exception):
     """
 
     exit_code: int = 2
+
+    def __init__(self, message: str) -> None:
+        """Store the message as `one_line` shows it: what files say about themselves may be in it."""
+        super().__init__(one_line(message))
 
 
 class FormatError(WeightDiffError):
@@ -67,3 +73,14 @@ class MissingDependencyError(WeightDiffError):
     def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
         """Pickle by the two arguments, so that worker processes can pass the error on."""
         return (type(self), (self.package, self.extra))
+
+
+def one_line(message: str) -> str:
+    """Return a message that fits one line of a terminal and cannot steer it.
+
+    Line breaks become spaces, other characters that cannot be printed U+FFFD, and the middle of what is
+    longer than 1000 characters is left out: what is wrong comes first, and what to do last.
+    """
+    if len(message) > _LONGEST:
+        message = f"{message[:_HEAD]} … {message[-_TAIL:]}"
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in message)

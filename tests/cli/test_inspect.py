@@ -69,8 +69,8 @@ def test_json_is_what_the_library_finds(cli_json, adapter_folder):
 
 @pytest.mark.parametrize("base", ["bundled", "folder"])
 def test_beside_the_base(cli, cli_json, bundle, diff, base):
-    from weightdiff.diffs.base_weights import base_weights
     from weightdiff.diffs.inspection import inspect
+    from weightdiff.diffs.weights import base_weights
 
     name = f"bundled::{bundle.ids[0]}"
     where = "bundled" if base == "bundled" else bundle.path / "base"
@@ -148,31 +148,54 @@ def test_whole_values_are_read_beside_the_base(cli, cli_json, adapter_folder, bu
     assert "modules: 14 (14 low-rank of rank 1, other parameters: 1)" in text
 
 
-def test_a_refused_nan_is_a_report(cli, cli_json, adapter_folder):
+def test_a_nan_leaves_the_rest_of_the_table(cli, cli_json, adapter_folder):
     from safetensors.torch import load_file, save_file
 
+    broken = "model.layers.1.mlp.down_proj"
     file = adapter_folder / "adapter_model.safetensors"
     tensors = load_file(file)
-    tensors["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"][0, 0] = float("nan")
+    tensors[f"base_model.model.{broken}.lora_B.weight"][0, 0] = float("nan")
     save_file(tensors, file)
     result = cli("inspect", adapter_folder)
     assert result.exit_code == 0, result.output
-    assert "NaN or infinity in model.layers.1.mlp.down_proj" in result.stdout
-    (sign,) = cli_json("inspect", adapter_folder, "--json")["signs"]
+    assert "all 14 modules, largest first" in result.stdout
+    assert f"error: {broken}: it holds NaN or infinity" in result.stdout
+    assert " nan " in result.stdout
+    found = cli_json("inspect", adapter_folder, "--json")
+    norms = {m["name"]: m["frobenius"] for m in found["modules"]}
+    assert norms.pop(broken) is None
+    assert len(norms) == 13
+    assert all(norm > 0 for norm in norms.values())
+    assert [(s["code"], s["module"]) for s in found["signs"] if s["severity"] == "error"] == [
+        ("not-finite", broken)
+    ]
+
+
+def test_a_nan_beside_whole_values(cli_json, adapter_folder, bundle):
+    from safetensors.torch import load_file, save_file
+
+    file = adapter_folder / "adapter_model.safetensors"
+    norm = load_file(bundle.path / "base" / "model.safetensors")["model.norm.weight"]
+    save_file({**load_file(file), "base_model.model.model.norm.weight": norm * float("nan")}, file)
+    found = cli_json("inspect", adapter_folder, "--base", "bundled", "--json")
+    assert len(found["modules"]) == 14
+    assert [s["module"] for s in found["signs"] if s["code"] == "not-finite"] == ["model.norm.weight"]
+
+
+def test_a_nan_that_its_reader_refuses_is_a_report(cli, cli_json, bundle, tmp_path):
+    from shutil import copytree
+
+    from safetensors.torch import load_file, save_file
+
+    folder = copytree(bundle.path / "base", tmp_path / "tuned")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    result = cli("inspect", folder, "--base", "bundled")
+    assert result.exit_code == 0, result.output
+    assert "model.norm.weight differs from model.norm.weight by NaN or infinity" in result.stdout
+    (sign,) = cli_json("inspect", folder, "--base", "bundled", "--json")["signs"]
     assert (sign["severity"], sign["code"]) == ("error", "not-finite")
-
-
-def test_a_nan_that_is_read_is_shown(cli, cli_json, monkeypatch, diff):
-    from weightdiff.cli import common
-
-    names = list(diff.modules)
-    up = torch.full_like(diff.modules[names[2]].up, float("nan"))
-    broken = replace(diff, modules={**diff.modules, names[2]: replace(diff.modules[names[2]], up=up)})
-    monkeypatch.setattr(common, "read_diff", lambda _: broken)
-    text = cli("inspect", "broken").stdout
-    assert f"error: {names[2]}: it holds NaN or infinity" in text
-    assert " nan " in text
-    assert cli_json("inspect", "broken", "--json")["modules"][2]["frobenius"] is None
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from weightdiff.diffs.factors import DenseDelta, LoraFactors
 from weightdiff.diffs.formats import sniff
 from weightdiff.diffs.pairing import Tally
 from weightdiff.diffs.types import WeightDiff
-from weightdiff.errors import BaseMismatchError, FormatError, NonFiniteError
+from weightdiff.errors import BaseMismatchError, BaseNeededError, FormatError, NonFiniteError
 
 INDEX = "model.safetensors.index.json"
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -621,12 +621,60 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
 def test_the_reader_needs_a_base(saved, tiny_model):
     base, tuned = _pair(saved, tiny_model)
     assert sniff(tuned).name == "checkpoint"
-    with pytest.raises(FormatError, match="a full checkpoint, which is no diff by itself; give base="):
+    with pytest.raises(
+        BaseNeededError, match=r"tuned holds all weights of a finetuned model, .*: give the base"
+    ):
         WeightDiff.load(tuned)
     assert isinstance(WeightDiff.load(tuned, base=base).modules[Q0], DenseDelta)
     low = WeightDiff.load(tuned, base=base, rank=3, linear_only=True)
     assert low.is_low_rank
     assert low.max_rank == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_the_base_may_be_a_model_its_tensors_or_its_files(saved, tiny_model, kind):
+    model = tiny_model(kind)
+    base, tuned = saved(model, "base"), saved(_finetuned(model), "tuned")
+    expected = WeightDiff.load(tuned, base=base)
+    assert len(expected.modules) > 2
+    for source in (model, model.state_dict()):
+        diff = WeightDiff.load(tuned, base=source)
+        assert diff.modules.keys() == expected.modules.keys()
+        for name, m in expected.modules.items():
+            assert torch.equal(diff.modules[name].dense(), m.dense())
+        assert diff.parameters.keys() == expected.parameters.keys()
+        for name, p in expected.parameters.items():
+            assert torch.equal(diff.parameters[name], p)
+        assert (diff.base is None) == (source is not model)
+    low = WeightDiff.load(tuned, base=model, rank=2, linear_only=True)
+    assert (low.is_low_rank, low.max_rank) == (True, 2)
+
+
+def test_a_loaded_backbone_keeps_its_names(saved, tiny_model):
+    """Unlike its files, which are loaded into a causal LM."""
+    model = tiny_model("gpt2")
+    diff = WeightDiff.load(saved(_finetuned(model), "tuned"), base=model.transformer)
+    assert "h.0.attn.c_attn" in diff.modules
+    assert diff.modules["h.0.attn.c_attn"].out_features == 96
+
+
+def test_a_config_beside_the_finetune_serves_too(saved, tiny_model):
+    model = tiny_model("gpt2")
+    base, tuned = saved(model, "base", "1GB"), saved(_finetuned(model), "tuned")
+    (base / "config.json").unlink()
+    diff, _ = extract(*_opened(base, tuned))
+    assert diff.modules["transformer.h.0.attn.c_attn"].out_features == 96
+
+
+def test_shards_need_no_index(saved, tiny_model):
+    model = tiny_model("llama")
+    folder = saved(model, "base")
+    names = Checkpoint.open(folder).names()
+    (folder / INDEX).unlink()
+    assert sorted(Checkpoint.open(folder).names()) == sorted(names)
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(FormatError, match=r"has no model\.safetensors\.index\.json and not all shards"):
+        Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize("other", ["adapter_config.json", "index.csv"])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from weightdiff.diffs.formats import dit_release, sniff
+from weightdiff.diffs.formats import dit_index, dit_release, sniff
 from weightdiff.diffs.formats.dit_release import (
     ADAPTER_NAME,
     DIFFS_FOLDER,
@@ -25,12 +25,13 @@ from weightdiff.diffs.formats.dit_release import (
     read_dit,
     read_dit_adapter,
     read_dit_index,
-    rename_for,
     write_dit,
     write_dit_adapter,
 )
+from weightdiff.diffs.renaming import rename_for
 from weightdiff.diffs.types import DenseDelta, LoraFactors, WeightDiff
-from weightdiff.errors import BaseMismatchError, FormatError, NonFiniteError
+from weightdiff.errors import BaseMismatchError, BaseNeededError, FormatError, NonFiniteError
+from weightdiff.models.merge import merged
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))  # rank, in, out
@@ -387,7 +388,8 @@ def test_a_whole_state_in_a_folder_needs_its_base(tmp_path):
         "lora_path,lora_idx,topic\nweight-diff-000.pt,0,cats\nweight-diff-000.pt,1,dogs\n"
     )
     with pytest.raises(
-        FormatError, match=r"entry 0 is the whole state of a finetuned model .*; give its base as base="
+        BaseNeededError,
+        match=r"entry 0 holds the whole state of a finetuned model, .*: give the base .*base=",
     ):
         read_dit(tmp_path, "cats")
     (_, first), (_, second) = iter_dit(tmp_path, base=base)
@@ -407,6 +409,22 @@ def test_tied_heads_are_left_out(tmp_path):
     path = save(tmp_path / "untied.pt", [item({**after, "lm_head.weight": torch.zeros(7, 4)})])
     with pytest.raises(BaseMismatchError, match=r"the base lacks lm_head\.weight"):
         read_dit(path, base=base)
+    with pytest.raises(BaseMismatchError, match=r"it lacks lm_head\.weight"):
+        read_dit(save(tmp_path / "headless.pt", [item(after)]), base=untied)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3"])
+@pytest.mark.parametrize("given", ["model", "state", "folder"])
+def test_a_whole_state_of_a_model_is_read_against_every_kind_of_base(tmp_path, tiny_model, kind, given):
+    base, tuned = tiny_model(kind), tiny_model(kind, seed=1)
+    base.save_pretrained(tmp_path / "base")
+    path = save(tmp_path / "d.pt", [item(tuned.state_dict())])
+    source = {"model": base, "state": base.state_dict(), "folder": tmp_path / "base"}[given]
+    diff = read_dit(path, base=source)
+    assert diff.meta["topic"] == "cats"
+    with torch.no_grad(), merged(base, diff):
+        for name, p in base.named_parameters():
+            torch.testing.assert_close(p, tuned.get_parameter(name))
 
 
 def test_a_base_of_other_names_lends_its_own(tmp_path):
@@ -441,25 +459,25 @@ def test_a_base_of_other_names_lends_its_own(tmp_path):
             "after",
             lambda state: state.pop("model.norm.weight"),
             BaseMismatchError,
-            r"the entry lacks model\.norm\.weight; give",
+            r"entry 0 is not of this base: it lacks model\.norm\.weight; give",
         ),
         (
             "base",
             lambda state: state.update({f"{Q}.weight": torch.ones(4, 5)}),
             BaseMismatchError,
-            rf"other shapes: {Q}\.weight \(4, 4\), base \(4, 5\); give",
+            rf"{Q}\.weight is \[4, 5\] in the base and \[4, 4\] in the finetune; give",
         ),
         (
             "base",
             lambda state: state.update({"model.embed_tokens.weight": torch.ones(9, 4)}),
             BaseMismatchError,
-            r"embed_tokens\.weight \(7, 4\), base \(9, 4\); the vocabulary was resized",
+            r"the vocabulary was resized \(.*embed_tokens\.weight: 2 rows removed \(9 to 7\)\), and rows",
         ),
         (
             "after",
             lambda state: state.update(ids=torch.arange(3) + 1),
             FormatError,
-            r"ids changes, and it is torch\.int64, no weight",
+            r"ids in .*d\.pt, entry 0 is int64 and changed, .* leave out what is no weight",
         ),
         (
             "after",
@@ -478,17 +496,20 @@ def test_bases_and_states_that_do_not_fit_are_refused(tmp_path, side, change, er
 
 def test_bases_that_cannot_be_read_are_refused(tmp_path):
     path = save(tmp_path / "d.pt", [item(states()[1])])
-    with pytest.raises(FormatError, match="holds no safetensors"):
+    with pytest.raises(FormatError, match="nowhere does not exist; give the folder"):
         read_dit(path, base=tmp_path / "nowhere")
     broken = tmp_path / "base.safetensors"
     broken.write_bytes(b"no header")
-    with pytest.raises(FormatError, match=r"base\.safetensors cannot be read"):
+    with pytest.raises(FormatError, match=r"base\.safetensors is damaged"):
         read_dit(path, base=broken)
     folder = tmp_path / "twice"
     folder.mkdir()
-    for name in "ab":
-        save_file({"w": torch.ones(1)}, folder / f"{name}.safetensors")
-    with pytest.raises(FormatError, match="twice holds w in several files"):
+    for i in (1, 2):
+        save_file({"w": torch.ones(1)}, folder / f"model-0000{i}-of-00002.safetensors")
+    with pytest.raises(FormatError, match="twice holds w in several shards"):
+        read_dit(path, base=folder)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(FormatError, match=r"twice has no .*index.json and not all shards \(model-00002"):
         read_dit(path, base=folder)
 
 
@@ -527,6 +548,13 @@ def test_gemma_names_follow_the_base(random_diff, ours, theirs):
         (["x.layers.0.q", "x.emb"], ["a.layers.0.q", "b.emb"], ["a.layers.0.q", "x.emb"]),  # not there
         (["emb"], ["a.emb"], ["emb"]),  # nothing to follow
         (["layers.0.q"], ["model.layers.0.q"], ["model.layers.0.q"]),
+        (["layers.0.q"], ["vision.layers.0.q", "model.layers.0.q"], ["model.layers.0.q"]),  # the wrapper
+        (
+            ["model.language_model.layers.0.q", "model.tower.layers.0.q"],
+            ["model.layers.0.q"],
+            ["model.layers.0.q", "model.tower.layers.0.q"],
+        ),
+        (["h.0.q"], ["transformer.h.0.q"], ["transformer.h.0.q"]),
     ],
 )
 def test_unknown_and_ambiguous_names_stay(random_diff, names, spec, expected):
@@ -789,7 +817,7 @@ def test_huge_and_missing_indices_are_refused(tmp_path):
     with pytest.raises(FormatError, match=r"has no index\.csv; give the folder of one experiment"):
         read_dit(tmp_path)
     with open(tmp_path / INDEX_NAME, "wb") as stream:
-        stream.truncate(dit_release.MAX_INDEX_BYTES + 1)  # takes no room on the disk
+        stream.truncate(dit_index.MAX_INDEX_BYTES + 1)  # takes no room on the disk
     with pytest.raises(FormatError, match=r"has 100000001 bytes, and no more than 100000000 are read"):
         read_dit_index(tmp_path)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from weightdiff.diffs.base_weights import base_weights
 from weightdiff.diffs.inspection import inspect
 from weightdiff.diffs.measures import ENERGY, measure, outliers
 from weightdiff.diffs.types import DenseDelta, LoraFactors, ModelRef, WeightDiff
+from weightdiff.diffs.weights import base_weights
 from weightdiff.errors import FormatError
 
 IN, OUT, RANK = 40, 56, 6

@@ -108,7 +108,10 @@ def test_other_architectures_are_read(tiny_model, tmp_path, kind, target):
     ],
 )
 @pytest.mark.filterwarnings(
-    "ignore:.*save_embedding_layers", "ignore:.*fan_in_fan_out", "ignore:.*tie", "ignore:.*invalid shape",
+    "ignore:.*save_embedding_layers",
+    "ignore:.*fan_in_fan_out",
+    "ignore:.*tie",
+    "ignore:.*invalid shape",
     "ignore:.*has no bias",
 )
 def test_what_is_more_than_factors_is_read_against_the_base(tiny_model, tmp_path, kind, options):
@@ -218,6 +221,8 @@ def test_shared_and_strided_factors_are_written(tmp_path):
 def test_writing_refuses_what_it_cannot_say(random_diff, tmp_path):
     with pytest.raises(FormatError, match="d change as dense matrices: truncate"):
         write_peft(WeightDiff({"d": DenseDelta(torch.ones(2, 2))}), tmp_path / "a")
+    with pytest.raises(FormatError, match=r"n\.bias are changed too, which it cannot say"):
+        write_peft(WeightDiff(random_diff().modules, parameters={"n.bias": torch.ones(2)}), tmp_path / "a")
     with pytest.raises(FormatError, match="it has no modules"):
         write_peft(WeightDiff({}), tmp_path / "a")
     with pytest.raises(NonFiniteError):
@@ -315,6 +320,19 @@ def test_nan_is_refused_at_load(folder):
     change_tensors(folder, lambda t: t[f"{A}.weight"].fill_(float("nan")))
     with pytest.raises(NonFiniteError, match=r"layers\.0\.q"):
         read_peft(folder)
+    for diff in (read_peft(folder, finite=False), WeightDiff.load(folder, finite=False)):
+        assert bool(diff.modules["layers.0.q"].down.isnan().all())
+        assert not bool(diff.modules["layers.0.q"].up.isnan().any())
+
+
+def test_nan_in_whole_values_is_kept_too(folder):
+    change_tensors(
+        folder, lambda t: t.update({"base_model.model.norm.weight": torch.full((2,), float("nan"))})
+    )
+    base = {"norm.weight": torch.ones(2)}
+    with pytest.raises(NonFiniteError, match=r"norm\.weight"):
+        read_peft(folder, base)
+    assert bool(read_peft(folder, base, finite=False).parameters["norm.weight"].isnan().all())
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -3])

@@ -96,9 +96,9 @@ def _inspected(path: str, base: str | None) -> Inspection:
     with busy("reading the diff"):
         from dataclasses import replace
 
-        from weightdiff.diffs.base_weights import base_weights
         from weightdiff.diffs.inspection import Sign, inspect
         from weightdiff.diffs.types import WeightDiff
+        from weightdiff.diffs.weights import base_weights
         from weightdiff.tiny.bundle import part
 
         folder = str(part("base")) if base == common.BUNDLED else base
@@ -114,16 +114,35 @@ def _inspected(path: str, base: str | None) -> Inspection:
 
 
 def _read(path: str, base: str | None) -> WeightDiff:
-    """Read a diff; the base's folder serves where it is a change only against that."""
+    """Read a diff, with its NaN where its format can be read so."""
     try:
-        diff = common.read_diff(path)
-    except BaseNeededError:
-        if base is None:
+        diff = _read_beside(path, base)
+    except NonFiniteError:
+        if not _is_peft(path):
             raise
-        diff = common.read_diff(path, base)
+        diff = _read_beside(path, base, finite=False)
     if diff is None:
         raise FormatError("the bare base has no diff to inspect; give a PEFT folder or STORE::ID")
     return diff
+
+
+def _read_beside(path: str, base: str | None, finite: bool = True) -> WeightDiff | None:
+    """Read a diff; the base's folder serves where it is a change only against that."""
+    try:
+        return common.read_diff(path, finite=finite)
+    except BaseNeededError:
+        if base is None:
+            raise
+        return common.read_diff(path, base, finite)
+
+
+def _is_peft(path: str) -> bool:
+    """Whether a path or Hub name that was read just now is a PEFT folder; rows of stores are not."""
+    from weightdiff.diffs.formats import sniff
+    from weightdiff.diffs.hub import local_copy
+
+    in_store = common.BETWEEN in path and not Path(path).exists()
+    return not in_store and sniff(local_copy(path)).name == "peft"
 
 
 def _print_summary(path: str, found: Inspection) -> None:

@@ -26,7 +26,7 @@ from weightdiff.cli import (
     reproduce,
     tune,
 )
-from weightdiff.errors import WeightDiffError
+from weightdiff.errors import WeightDiffError, one_line
 
 INTERRUPTED = 130
 
@@ -98,7 +98,7 @@ def run() -> None:
 
 
 def _say(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {' '.join(one_line(message).split())}", err=True)
 
 
 if __name__ == "__main__":

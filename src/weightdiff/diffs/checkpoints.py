@@ -7,19 +7,22 @@ the business of `differences`.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from weightdiff.diffs.tensorfiles import open_tensors
+from weightdiff.artifacts import read_json
+from weightdiff.diffs.pickles import refuse_bombs
+from weightdiff.diffs.reference import ModelRef
+from weightdiff.diffs.tensorfiles import is_whole, open_tensors
 from weightdiff.diffs.types import named
 from weightdiff.errors import FormatError
 
@@ -27,7 +30,10 @@ CONFIG_NAME = "config.json"
 SAFE_NAME, PICKLE_NAME = "model.safetensors", "pytorch_model.bin"
 INDEX_SUFFIX = ".index.json"
 
-_JSON_BYTES = 100 << 20  # as much as safetensors allows a header
+# A shard of safetensors, by the number of them all.
+_SHARD = re.compile(r"model-\d+-of-(?P<total>\d+)\.safetensors")
+# Models whose linear layers (Conv1D) keep their weight as [in, out], and how these layers are called.
+_TRANSPOSED = {"gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
 _MAPPED_BYTES = 48 << 20
 _DTYPES = {
     "F64": torch.float64,
@@ -60,16 +66,6 @@ class _Entry:
 _Header: TypeAlias = dict[str, _Entry]
 
 
-class _Slice(Protocol):
-    """What safetensors says about a tensor without reading it."""
-
-    def get_shape(self) -> list[int]: ...
-
-    def get_dtype(self) -> str: ...
-
-    def __getitem__(self, index: slice) -> Tensor: ...
-
-
 class _SafeFile:
     """An open safetensors file."""
 
@@ -83,7 +79,7 @@ class _SafeFile:
     def header(self) -> _Header:
         found: _Header = {}
         for name in self._file.keys():  # noqa: SIM118
-            about = cast(_Slice, self._file.get_slice(name))
+            about = self._file.get_slice(name)
             kind = about.get_dtype()
             if kind not in _DTYPES:
                 raise FormatError(
@@ -95,7 +91,7 @@ class _SafeFile:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a tensor, or all of one without dimensions, as a view of the mapped file."""
         try:
-            part = cast(_Slice, self._file.get_slice(name))
+            part = self._file.get_slice(name)
             return part[start:stop] if part.get_shape() else self._file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise _damaged(self._path, error) from error
@@ -109,11 +105,8 @@ class _PickleFile:
         self._tensors = _unpickled(path)
 
     def header(self) -> _Header:
-        size = self._path.stat().st_size
-        for name, t in self._tensors.items():
-            # An expanded view would be larger than the file that it comes from.
-            plain = t.layout == torch.strided and t.device.type == "cpu"
-            if not plain or t.numel() * t.element_size() > size:
+        for name, tensor in self._tensors.items():
+            if not is_whole(tensor):
                 raise FormatError(
                     f"{self._path} holds {name} as a sparse, expanded or empty shell of a tensor; save the"
                     " checkpoint again"
@@ -132,7 +125,7 @@ _File: TypeAlias = _SafeFile | _PickleFile
 class Checkpoint:
     """A model's tensors on disk, each read when it is asked for and not kept.
 
-    Not safe to share between threads.
+    It is one of the kinds of `weights.Weights`. Not safe to share between threads.
 
     Attributes:
         path: the folder or file.
@@ -158,8 +151,9 @@ class Checkpoint:
         """Read the headers of a checkpoint.
 
         Args:
-            path: a folder with model.safetensors or pytorch_model.bin, or the index of either and its shards;
-                or a single .safetensors file. Pickles are read with `weights_only=True`, which runs no code.
+            path: a folder with model.safetensors or pytorch_model.bin, or the index of either and its shards,
+                or all shards of safetensors without one; or a single .safetensors file. Pickles are read with
+                `weights_only=True`, which runs no code.
 
         Raises:
             FormatError: there is no checkpoint, or files are missing, damaged, unsafe or outside the folder.
@@ -176,7 +170,19 @@ class Checkpoint:
                 return cls(location, _header(_inside(location, name, location)))
             if index.is_file():
                 return cls(location, _indexed(index))
+        if shards := [item.name for item in sorted(location.iterdir()) if _SHARD.fullmatch(item.name)]:
+            return cls(location, _unindexed(location, shards))
         raise _no_checkpoint(location)
+
+    @property
+    def where(self) -> str:
+        """The path, for messages."""
+        return str(self.path)
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model by its path."""
+        return ModelRef(str(self.path))
 
     def names(self) -> list[str]:
         """Return the tensors' names, file by file."""
@@ -234,11 +240,23 @@ class Checkpoint:
             self._config = _json_object(path)
         return self._config
 
+    def transposed(self, module: str) -> bool | None:
+        """Whether a linear layer keeps its weight as [in, out]; None where no config says so."""
+        model_type = (self.config() or {}).get("model_type")
+        if model_type is None and keeps_transposed("gpt2", module):
+            return None
+        return keeps_transposed(str(model_type), module)
+
     def _file(self, path: Path) -> _File:
         """Return an open file; only one is open at a time."""
         if self._open is None or self._open[0] != path:
             self._open, self._mapped = (path, _opened(path)), 0
         return self._open[1]
+
+
+def keeps_transposed(model_type: str, module: str) -> bool:
+    """Whether models of a type keep this linear layer's weight as [in, out]."""
+    return module.rpartition(".")[2] in _TRANSPOSED.get(model_type, ())
 
 
 def _opened(path: Path) -> _File:
@@ -269,7 +287,32 @@ def _indexed(index: Path) -> _Header:
         )
     found: _Header = {}
     for shard, header in headers.items():
-        found |= {n: e for n, e in header.items() if weight_map.get(n, shard) == shard and n not in found}
+        if twice := [name for name in header if name in found]:
+            raise FormatError(
+                f"{index} names several shards that hold {named(twice)}, such as {shard}; copy the checkpoint"
+                " again"
+            )
+        found |= header
+    return found
+
+
+def _unindexed(folder: Path, shards: Sequence[str]) -> _Header:
+    """Return what shards without an index hold; all must be there, and nothing twice."""
+    match = _SHARD.fullmatch(shards[-1])
+    if match is None or int(match["total"]) != len(shards):
+        raise FormatError(
+            f"{folder} has no {SAFE_NAME + INDEX_SUFFIX} and not all shards ({named(shards)}); copy the"
+            " missing files"
+        )
+    found: _Header = {}
+    for shard in shards:
+        header = _header(_inside(folder, shard, folder))
+        if twice := [name for name in header if name in found]:
+            raise FormatError(
+                f"{folder} holds {named(twice)} in several shards and has no {SAFE_NAME + INDEX_SUFFIX}; copy"
+                " the checkpoint again"
+            )
+        found |= header
     return found
 
 
@@ -280,7 +323,7 @@ def _inside(folder: Path, name: str, told_by: Path) -> Path:
         raise FormatError(
             f"{told_by} names a shard {name!r} outside its folder; shards must lie beside their index"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):  # which raises for no name, as Path.is_file does for a long one
         raise FormatError(f"{folder} has no {name}, which {told_by.name} lists; copy the missing shard")
     root = folder.resolve()
     roots = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
@@ -292,12 +335,10 @@ def _inside(folder: Path, name: str, told_by: Path) -> Path:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a sane size."""
+    """Read a JSON object."""
     try:
-        if path.stat().st_size > _JSON_BYTES:
-            raise FormatError(f"{path} is larger than {_JSON_BYTES >> 20} MiB; copy the checkpoint again")
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value: Any = read_json(path)
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds no JSON object; copy the checkpoint again")
@@ -306,18 +347,12 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """Map a file of `torch.save` whose pickle makes tensors and plain containers, and nothing else."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-    except (zipfile.BadZipFile, OSError) as error:
+    if not zipfile.is_zipfile(path):
         raise FormatError(
-            f"{path} is no whole zip file of torch.save ({error}); copy it again, or save it as safetensors"
-        ) from error
-    if packed:
-        raise FormatError(
-            f"{path} holds compressed parts ({named(packed)}), as torch.save writes none; do not trust it"
+            f"{path} is no whole zip file of torch.save; copy it again, or save it as safetensors"
         )
     try:
+        refuse_bombs(path)
         value: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile pickle can make the restricted unpickler fail in any way
         reason = str(error).partition("\n")[0].strip()

@@ -1,4 +1,4 @@
-"""What a finetuned checkpoint adds to its base, tensor by tensor in memory that does not grow with the model.
+"""What a finetuned model adds to its base, tensor by tensor in memory that does not grow with the model.
 
 Which tensors belong together is settled by `pairing`; what is kept of the differences is up to `extraction`.
 """
@@ -13,8 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from weightdiff.diffs.checkpoints import Checkpoint
 from weightdiff.diffs.pairing import Kind, Pair, Tally, chunks, pairs, same_bits
+from weightdiff.diffs.weights import Weights
 from weightdiff.errors import FormatError, NonFiniteError
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -46,9 +46,14 @@ class Change:
 
 
 def difference(
-    base: Checkpoint, finetuned: Checkpoint, tally: Tally | None = None, progress: Progress | None = None
+    base: Weights,
+    finetuned: Weights,
+    tally: Tally | None = None,
+    progress: Progress | None = None,
+    *,
+    complete: bool = False,
 ) -> Iterator[Change]:
-    """Subtract two checkpoints, tensor by tensor in the base's order; equal ones are counted and left out.
+    """Subtract two models, tensor by tensor in the base's order; equal ones are counted and left out.
 
     Names and shapes are checked at once, values as they are read. In memory lies one difference and a few
     mebibytes of either file; a caller that keeps a `Change` while it takes the next one holds two.
@@ -58,6 +63,7 @@ def difference(
         finetuned: after it.
         tally: counts what was found; complete once the iterator is.
         progress: told how far it is.
+        complete: refuse tensors that one side alone has; see `pairing.pairs`.
 
     Raises:
         BaseMismatchError: the two share no names, or disagree on shapes other than a vocabulary's size.
@@ -65,11 +71,11 @@ def difference(
         NonFiniteError: a difference is NaN or infinite.
     """
     counts = tally if tally is not None else Tally()
-    return _changes(base, finetuned, pairs(base, finetuned, counts), counts, progress)
+    return _changes(base, finetuned, pairs(base, finetuned, counts, complete=complete), counts, progress)
 
 
 def _changes(
-    base: Checkpoint, finetuned: Checkpoint, found: list[Pair], tally: Tally, progress: Progress | None
+    base: Weights, finetuned: Weights, found: list[Pair], tally: Tally, progress: Progress | None
 ) -> Iterator[Change]:
     for i, pair in enumerate(found):
         if progress:
@@ -79,7 +85,7 @@ def _changes(
         progress(len(found), len(found), "")
 
 
-def _change(base: Checkpoint, finetuned: Checkpoint, pair: Pair, tally: Tally) -> Iterator[Change]:
+def _change(base: Weights, finetuned: Weights, pair: Pair, tally: Tally) -> Iterator[Change]:
     """Yield the pair's change, if there is one; a generator, so that nothing holds the change afterwards."""
     delta, squared = _subtracted(base, finetuned, pair)
     if delta is None:
@@ -89,7 +95,7 @@ def _change(base: Checkpoint, finetuned: Checkpoint, pair: Pair, tally: Tally) -
     yield Change(pair.name, pair.kind, delta.T.contiguous() if pair.turned else delta, squared)
 
 
-def _subtracted(base: Checkpoint, finetuned: Checkpoint, pair: Pair) -> tuple[Tensor | None, float]:
+def _subtracted(base: Weights, finetuned: Weights, pair: Pair) -> tuple[Tensor | None, float]:
     """The difference in the base's shape, None where all of it is zero, and the sum of its squares."""
     shape, dtypes = base.shape(pair.base), (base.dtype(pair.base), finetuned.dtype(pair.finetuned))
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -107,8 +113,8 @@ def _subtracted(base: Checkpoint, finetuned: Checkpoint, pair: Pair) -> tuple[Te
         gained = float(torch.dot(flat, flat))
         if not math.isfinite(gained):
             raise NonFiniteError(
-                f"{pair.finetuned} differs from {pair.base} by NaN or infinity; the finetune diverged or was"
-                " cast to too small a dtype, so make it again"
+                f"{finetuned.where}: {pair.finetuned} differs from {pair.base} by NaN or infinity; the"
+                " finetune diverged or was cast to too small a dtype, so make it again"
             )
         if gained > 0 and squared == 0:
             rows[:start].zero_()
@@ -117,12 +123,12 @@ def _subtracted(base: Checkpoint, finetuned: Checkpoint, pair: Pair) -> tuple[Te
     return (delta if squared > 0 else None), squared
 
 
-def _check_floats(base: Checkpoint, finetuned: Checkpoint, pair: Pair) -> None:
-    for checkpoint, name in ((base, pair.base), (finetuned, pair.finetuned)):
-        dtype = checkpoint.dtype(name)
+def _check_floats(base: Weights, finetuned: Weights, pair: Pair) -> None:
+    for weights, name in ((finetuned, pair.finetuned), (base, pair.base)):
+        dtype = weights.dtype(name)
         if dtype not in _FLOATS:
             kind = str(dtype).removeprefix("torch.")
             raise FormatError(
-                f"{name} in {checkpoint.path} is {kind} and changed, which is no difference that can be"
-                " added; save the checkpoint unquantized"
+                f"{name} in {weights.where} is {kind} and changed, which is no difference that can be added;"
+                " save the model unquantized, or leave out what is no weight"
             )

@@ -1,4 +1,4 @@
-"""A weight diff out of two whole checkpoints: `extract`, and the `Report` of what it kept.
+"""A weight diff out of two whole models: `extract`, and the `Report` of what it kept.
 
 Matrices are truncated one by one as their differences stream by; the streaming itself is in `differences`.
 """
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from weightdiff.diffs.algebra import truncated
-from weightdiff.diffs.checkpoints import Checkpoint
 from weightdiff.diffs.differences import Change, Progress, difference
 from weightdiff.diffs.factors import DenseDelta, LoraFactors, ModuleDelta
 from weightdiff.diffs.pairing import Kind, Tally
-from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.types import WeightDiff
+from weightdiff.diffs.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of two checkpoints.
+    """What came of two models.
 
     Attributes:
         kept: module or parameter → what the diff holds of it.
         dropped: parameter that changed and is not in the diff → its share of the energy of all changes.
         energy: share of the energy of all changes that is in the diff; 1 where nothing changed.
-        bytes_read: from both checkpoints.
+        bytes_read: from the files of both.
         changed: tensors with a difference, dropped ones included.
         untouched: tensors without one.
         missing: names that the base alone has.
@@ -78,16 +77,17 @@ class Report:
 
 
 def extract(
-    base: Checkpoint,
-    finetuned: Checkpoint,
+    base: Weights,
+    finetuned: Weights,
     rank: int | None = None,
     energy: float | None = None,
     progress: Progress | None = None,
     seed: int = 0,
     *,
     linear_only: bool = False,
+    complete: bool = False,
 ) -> tuple[WeightDiff, Report]:
-    """Take the weight diff out of two checkpoints, tensor by tensor.
+    """Take the weight diff out of two models, tensor by tensor.
 
     Weights of linear layers are truncated to `rank` or `energy` as they are read, so that only one of them is
     in memory as a whole; with neither, every difference is kept as it is, and the diff is as large as the
@@ -102,6 +102,7 @@ def extract(
         progress: told before each tensor.
         seed: of the randomized SVD of large matrices.
         linear_only: leave out all but linear layers, and say what that loses.
+        complete: refuse tensors that one side alone has, rather than report them.
 
     Raises:
         BaseMismatchError: the finetune is of another base.
@@ -119,7 +120,7 @@ def extract(
     parameters: dict[str, Tensor] = {}
     kept: dict[str, Kept] = {}
     lost: dict[str, float] = {}
-    for change in difference(base, finetuned, tally, progress):
+    for change in difference(base, finetuned, tally, progress, complete=complete):
         if change.kind == "untied" or (linear_only and change.kind != "linear"):
             lost[change.name] = change.squared_norm
         elif change.kind == "parameter":
@@ -135,12 +136,12 @@ def extract(
         del change  # or the difference would stay in memory while the next one is read
     report = _report(tally, kept, lost, base.bytes_read + finetuned.bytes_read - read)
     meta = {
-        "extracted_from": str(finetuned.path),
+        "extracted_from": finetuned.where,
         "rank": rank,
         "energy": energy,
         "energy_kept": report.energy,
     }
-    return WeightDiff(modules, ModelRef(str(base.path)), meta, parameters), report
+    return WeightDiff(modules, base.ref, meta, parameters), report
 
 
 def _kept(change: Change, rank: int | None, share: float) -> Kept:

@@ -25,7 +25,8 @@ class LoraFactors:
         scale: the factor in front of the product.
 
     Raises:
-        FormatError: if the two are no floating-point matrices that share a rank of at least one.
+        FormatError: if the two are no floating-point matrices (of 16 bits or more) that share a rank of at
+            least one.
     """
 
     down: torch.Tensor
@@ -42,6 +43,11 @@ class LoraFactors:
         if not (self.down.is_floating_point() and self.up.is_floating_point()):
             raise FormatError(
                 f"low-rank factors must be floating point, found {self.down.dtype} and {self.up.dtype}"
+            )
+        # PyTorch does not compute with floats of 8 bits and fewer.
+        if min(self.down.element_size(), self.up.element_size()) < 2:
+            raise FormatError(
+                f"low-rank factors must have 16 bits or more, found {self.down.dtype} and {self.up.dtype}"
             )
 
     @property

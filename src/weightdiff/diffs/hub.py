@@ -103,7 +103,7 @@ def find_copy(
             the Hub refuses it or cannot be reached; or a revision or subfolder is given for a local path.
     """
     text = os.fspath(name)
-    if Path(text).exists():
+    if os.path.exists(text):  # which raises for no name, as Path.exists does for a long one
         if revision or subfolder:
             raise FormatError(
                 f"{text} exists here, and a local path has no revision and no subfolder on the Hub; give the"

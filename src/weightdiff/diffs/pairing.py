@@ -1,22 +1,22 @@
 """Which tensor of a finetuned checkpoint is which of its base: moved names, tied heads, resized vocabularies.
 
-Names and shapes only, but for tied heads, which are told by their values; subtracting is left to
-`differences`.
+Shapes only, but for tied heads, which are told by their values; names are matched by `renaming`, and
+subtracting is left to `differences`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 
 from weightdiff.diffs.checkpoints import Checkpoint
+from weightdiff.diffs.renaming import TOKEN_TABLES, by_key, heads, matches, stripped
 from weightdiff.diffs.types import named
-from weightdiff.diffs.weights import keeps_transposed
+from weightdiff.diffs.weights import Weights
 from weightdiff.errors import BaseMismatchError, FormatError
 
 Kind: TypeAlias = Literal["linear", "embedding", "parameter", "untied"]
@@ -24,9 +24,7 @@ Kind: TypeAlias = Literal["linear", "embedding", "parameter", "untied"]
 else. untied: a head of the finetune's own, where the base ties its head to the embeddings."""
 
 _CHUNK_ELEMENTS = 1 << 20
-_WRAPPERS = {"model", "language_model", "text_model", "transformer", "module", "_orig_mod"}
-_TAIL = re.compile(r"(?:^|\.)((?:layers|h)\.\d+\..+)$")
-_VOCABULARIES = {"embed_tokens", "wte", "lm_head", "shared", "embed_in", "embed_out", "word_embeddings"}
+_VOCABULARIES = {*TOKEN_TABLES, "lm_head", "embed_out"}
 _TABLES = _VOCABULARIES | {"wpe", "relative_attention_bias"}
 _TIED_TABLES = ("embed_tokens.weight", "wte.weight")
 _HEAD = "lm_head.weight"
@@ -78,43 +76,27 @@ class Pair:
     turned: bool
 
 
-def pairs(base: Checkpoint, finetuned: Checkpoint, tally: Tally) -> list[Pair]:
-    """Match the tensors of two checkpoints by name; fills `tally` but for its two numbers.
+def pairs(base: Weights, finetuned: Weights, tally: Tally, *, complete: bool = False) -> list[Pair]:
+    """Match the tensors of two models by name; fills `tally` but for its two numbers.
+
+    Args:
+        base: before the finetune.
+        finetuned: after it.
+        tally: notes what was found.
+        complete: refuse tensors, heads and rows that one side alone has.
 
     Raises:
         BaseMismatchError: no tensor matches, or matching ones differ in shape other than by a vocabulary.
         FormatError: quantized weights, or layers that may be [in, out] without a config that says so.
     """
-    matched = _matched(base.names(), finetuned.names(), tally)
-    if not matched:
-        raise BaseMismatchError(
-            f"{finetuned.path} shares no tensor name with {base.path} (it has {named(finetuned.names(), 2)},"
-            f" the base {named(base.names(), 2)}); give the base that it was trained on"
-        )
+    matched = _matched(base, finetuned, tally)
     settled, extra = _tie(base, finetuned, matched, tally)
     theirs = {*matched.values(), *settled}
     tally.missing += [name for name in base.names() if name not in matched and name not in settled]
     tally.unexpected += [name for name in finetuned.names() if name not in theirs]
-    model_type, prefix = _model_type(base, finetuned), _missing_prefix(base, tally)
-    found: list[Pair] = []
-    faults: list[str] = []
-    for ours, other in matched.items():
-        rows = _common_rows(base, finetuned, ours, other, tally)
-        if rows is None:
-            shapes = (
-                f"{list(base.shape(ours))} in the base and {list(finetuned.shape(other))} in the finetune"
-            )
-            faults.append(f"{ours} is {shapes}" + (f" (as {other})" if other != ours else ""))
-            continue
-        kind = _kind(base, ours)
-        name = ours if _stripped(ours) == _HEAD else prefix + ours
-        turned = kind == "linear" and keeps_transposed(model_type, ours.removesuffix(".weight"))
-        found.append(Pair(name, ours, other, kind, rows, turned))
-    if faults:
-        raise BaseMismatchError(
-            f"{finetuned.path} is no finetune of {base.path}: {named(faults)}; give the base that it was"
-            " trained on"
-        )
+    found = _paired(base, finetuned, matched, tally)
+    if complete:
+        _check_complete(finetuned, tally, matched, extra)
     return [*found, *([extra] if extra else [])]
 
 
@@ -137,56 +119,68 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
 
 
-def _matched(ours: list[str], theirs: list[str], tally: Tally) -> dict[str, str]:
-    """Base's name → finetune's, in the base's order: equal names, equal but for wrappers, equal by layer."""
-    there = set(theirs)
-    found = {name: name for name in ours if name in there}
-    for key in (_stripped, _tail):
-        left = _by_key((name for name in ours if name not in found), key)
-        taken = set(found.values())
-        right = _by_key((name for name in theirs if name not in taken), key)
-        found |= {left[k]: right[k] for k in left if k in right}
-    moves = Counter(_heads(name, other) for name, other in found.items() if name != other)
+def _matched(base: Weights, finetuned: Weights, tally: Tally) -> dict[str, str]:
+    """Base's name → finetune's, in the base's order."""
+    found = matches(base.names(), finetuned.names())
+    if not found:
+        ours, theirs = named(base.names(), 2), named(finetuned.names(), 2)
+        raise BaseMismatchError(
+            f"{finetuned.where} shares no tensor name with {base.where} (it has {theirs}, the base {ours});"
+            " give the base that it was trained on"
+        )
+    moves = Counter(heads(name, other) for name, other in found.items() if name != other)
     tally.moved += [
-        f"{a or 'no prefix'} in the base is {b or 'no prefix'} in the finetune ({n} tensors)"
-        for (a, b), n in moves.items()
+        f"{'.'.join(ours) or 'no prefix'} in the base is {'.'.join(theirs) or 'no prefix'} in the finetune"
+        f" ({n} tensors)"
+        for (ours, theirs), n in moves.items()
     ]
-    return {name: found[name] for name in ours if name in found}
+    return found
 
 
-def _by_key(names: Iterable[str], key: Callable[[str], str | None]) -> dict[str, str]:
-    """Key → name, where exactly one name has the key."""
-    grouped: dict[str, list[str]] = {}
-    for name in names:
-        if (k := key(name)) is not None:
-            grouped.setdefault(k, []).append(name)
-    return {k: group[0] for k, group in grouped.items() if len(group) == 1}
+def _paired(base: Weights, finetuned: Weights, matched: dict[str, str], tally: Tally) -> list[Pair]:
+    """The pairs of matching names, checked to be of one shape."""
+    prefix = _missing_prefix(base, tally)
+    found: list[Pair] = []
+    faults: list[str] = []
+    for ours, theirs in matched.items():
+        rows = _common_rows(base, finetuned, ours, theirs, tally)
+        if rows is None:
+            shapes = (
+                f"{list(base.shape(ours))} in the base and {list(finetuned.shape(theirs))} in the finetune"
+            )
+            faults.append(f"{ours} is {shapes}" + (f" (as {theirs})" if theirs != ours else ""))
+            continue
+        kind = _kind(base, ours)
+        name = ours if stripped(ours) == _HEAD else prefix + ours
+        turned = kind == "linear" and _is_turned(base, finetuned, ours, theirs)
+        found.append(Pair(name, ours, theirs, kind, rows, turned))
+    if faults:
+        raise BaseMismatchError(
+            f"{finetuned.where} is no finetune of {base.where}: {named(faults)}; give the base that it was"
+            " trained on"
+        )
+    return found
 
 
-def _stripped(name: str) -> str:
-    """The name without what wraps the language model."""
-    parts = name.split(".")
-    while parts[0] in _WRAPPERS and len(parts) > 1:
-        parts.pop(0)
-    return ".".join(parts)
+def _check_complete(finetuned: Weights, tally: Tally, matched: dict[str, str], extra: Pair | None) -> None:
+    """Refuse what has no counterpart; that a head is left out of a state does not say that it is tied."""
+    borrowed = [ours for ours, theirs in matched.items() if stripped(ours) == _HEAD != stripped(theirs)]
+    missing = [*tally.missing, *borrowed]
+    alone = [*tally.unexpected, *([extra.finetuned] if extra else [])]
+    faults = [f"the base lacks {named(alone)}"] if alone else []
+    faults += [f"it lacks {named(missing)}"] if missing else []
+    if tally.vocabulary:
+        resized = named([note.rpartition(": ")[0] for note in tally.vocabulary])
+        faults.append(
+            f"the vocabulary was resized ({resized}), and rows that one side lacks have no difference"
+        )
+    if faults:
+        raise BaseMismatchError(
+            f"{finetuned.where} is not of this base: {'; '.join(faults)}; give the base it was made from"
+        )
 
 
-def _tail(name: str) -> str | None:
-    """The name from "layers.N." on."""
-    match = _TAIL.search(name)
-    return match[1] if match else None
-
-
-def _heads(name: str, other: str) -> tuple[str, str]:
-    """What two names begin with before their common end."""
-    a, b = name.split("."), other.split(".")
-    while a and b and a[-1] == b[-1] and a[-1] not in _WRAPPERS:
-        a.pop()
-        b.pop()
-    return ".".join(a), ".".join(b)
-
-
-def _kind(base: Checkpoint, name: str) -> Kind:
+def _kind(base: Weights, name: str) -> Kind:
     module, _, last = name.rpartition(".")
     if last != "weight" or len(base.shape(name)) != 2:
         return "parameter"
@@ -197,13 +191,13 @@ def _leaf(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def _common_rows(base: Checkpoint, finetuned: Checkpoint, ours: str, theirs: str, tally: Tally) -> int | None:
+def _common_rows(base: Weights, finetuned: Weights, ours: str, theirs: str, tally: Tally) -> int | None:
     """How many rows both have; None where shapes disagree in more than the size of a vocabulary."""
     a, b = base.shape(ours), finetuned.shape(theirs)
     if a == b:
         return a[0] if a else 1
     quantized = [
-        f"{name} in {c.path} is {str(c.dtype(name)).removeprefix('torch.')}"
+        f"{name} in {c.where} is {str(c.dtype(name)).removeprefix('torch.')}"
         for c, name in ((base, ours), (finetuned, theirs))
         if not c.dtype(name).is_floating_point
     ]
@@ -221,7 +215,7 @@ def _common_rows(base: Checkpoint, finetuned: Checkpoint, ours: str, theirs: str
 
 
 def _tie(
-    base: Checkpoint, finetuned: Checkpoint, matched: dict[str, str], tally: Tally
+    base: Weights, finetuned: Weights, matched: dict[str, str], tally: Tally
 ) -> tuple[set[str], Pair | None]:
     """Settle what a head that shares the embeddings is compared with; changes `matched`.
 
@@ -255,46 +249,45 @@ def _tie(
     return set(), None
 
 
-def _named(checkpoint: Checkpoint, names: tuple[str, ...]) -> str | None:
+def _named(weights: Weights, names: tuple[str, ...]) -> str | None:
     """The one tensor that is called so but for what wraps the language model."""
-    by_key = _by_key(checkpoint.names(), _stripped)
-    return next((by_key[name] for name in names if name in by_key), None)
+    found = by_key(weights.names(), stripped)
+    return next((found[name] for name in names if name in found), None)
 
 
-def _is_tied(checkpoint: Checkpoint, head: str | None, table: str) -> bool:
+def _is_tied(weights: Weights, head: str | None, table: str) -> bool:
     """Whether a head is the embeddings: not stored or equal, and not said to be apart by the config."""
-    config = checkpoint.config() or {}
+    config = weights.config() or {}
     text: Any = config.get("text_config")
     inner = cast(dict[str, Any], text) if isinstance(text, dict) else {}
     if config.get("tie_word_embeddings", inner.get("tie_word_embeddings")) is False:
         return False
     if head is None:
         return True
-    shape = checkpoint.shape(head)
-    return shape == checkpoint.shape(table) and all(
-        same_bits(checkpoint.rows(head, start, stop), checkpoint.rows(table, start, stop))
+    shape = weights.shape(head)
+    return shape == weights.shape(table) and all(
+        same_bits(weights.rows(head, start, stop), weights.rows(table, start, stop))
         for start, stop in chunks(shape, shape[0])
     )
 
 
-def _model_type(base: Checkpoint, finetuned: Checkpoint) -> str:
-    """The model's type, on which it depends whether some linear weights are kept as [in, out]."""
-    configs = [c for c in (base.config(), finetuned.config()) if c is not None]
-    doubtful = [
-        name
-        for name in base.names()
-        if len(base.shape(name)) == 2 and keeps_transposed("gpt2", name.removesuffix(".weight"))
-    ]
-    if doubtful and not configs:
+def _is_turned(base: Weights, finetuned: Weights, ours: str, theirs: str) -> bool:
+    """Whether a linear weight is kept as [in, out]: as the base tells, else as the finetune does."""
+    turned = base.transposed(ours.removesuffix(".weight"))
+    if turned is None:
+        turned = finetuned.transposed(theirs.removesuffix(".weight"))
+    if turned is None:
         raise FormatError(
-            f"{base.path} has no config.json, so nothing says whether {doubtful[0]} is [in, out] as in GPT-2"
-            " or [out, in]; put the model's config.json beside the weights"
+            f"{base.where} has no config.json with a model_type, so nothing says whether {ours} is [in, out]"
+            " as in GPT-2 or [out, in]; put the model's config.json beside the weights"
         )
-    return next((str(c["model_type"]) for c in configs if "model_type" in c), "")
+    return turned
 
 
-def _missing_prefix(base: Checkpoint, tally: Tally) -> str:
+def _missing_prefix(base: Weights, tally: Tally) -> str:
     """What the causal LM puts before the names of a base that was saved without its head; mostly nothing."""
+    if not isinstance(base, Checkpoint):  # in memory, names are those of the loaded model
+        return ""
     names = base.names()
     for start, table, prefix in _BARE:
         if table in names and any(name.startswith(start) for name in names):

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 
-from weightdiff.artifacts import atomic_file
+from weightdiff.artifacts import atomic_file, parse_json
 from weightdiff.diffs.tensorfiles import save_tensors
 from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import NonFiniteError, StoreError
@@ -73,7 +73,17 @@ class DiffRow:
         unknown = sorted(set(value) - known)
         if missing or unknown:
             raise StoreError(f"not a row of a diff store: fields missing {missing}, unknown {unknown}")
-        return cls(**value)
+        row: Any = cls(**value)
+        texts = (row.id, "" if row.label is None else row.label, row.family, row.recipe, row.split)
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and isinstance(row.seed, int)
+            and isinstance(row.record, dict)
+            and isinstance(row.verification, dict)
+            and isinstance(row.questions, list)
+        ):
+            raise StoreError(f"not a row of a diff store: fields of the wrong kind in {dict(value)!r}")
+        return row
 
 
 @dataclass(frozen=True)
@@ -135,35 +145,31 @@ def read_header(path: Path) -> Shard:
         StoreError: if the file is truncated, is no shard, or its parts contradict one another.
     """
     try:
+        if not path.is_file():  # opening a pipe would wait forever
+            raise _damaged(path, "it is no file")
         size = os.path.getsize(path)
         with open(path, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise _damaged(path, "it is truncated within its header")
-            header: Any = json.loads(stream.read(length))
-        said: Any = json.loads(header.pop("__metadata__")[_KEY])
+            header: Any = parse_json(stream.read(length))
+        said: Any = parse_json(header.pop("__metadata__")[_KEY])
         if said["version"] != SHARD_VERSION:
             raise StoreError(
                 f"{path} has shard version {said['version']}, and this weightdiff reads"
                 f" {SHARD_VERSION}; upgrade it"
             )
-        rows = [DiffRow.from_json(row) for row in said["rows"]]
+        rows = [_row(path, row) for row in said["rows"]]
         names, ranks = cast(list[str], said["modules"]), cast(list[list[int]], said["ranks"])
         metas = cast(list[dict[str, Any]], said["metas"])
         shapes = _check_tensors(path, header, names, len(rows), size - 8 - length)
+        _check_ranks(path, ranks, metas, len(rows), [shape[0] for shape in shapes.values()])
     except StoreError:
         raise
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error}; check the path and its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"its header is no diff shard's ({type(error).__name__}: {error})") from error
-    bounds = [shape[0] for shape in shapes.values()]
-    fits = all(
-        len(row) == len(names) and all(0 <= rank <= most for rank, most in zip(row, bounds, strict=True))
-        for row in ranks
-    )
-    if len(ranks) != len(rows) or len(metas) != len(rows) or not fits:
-        raise _damaged(path, "the ranks in its header do not fit its rows and tensors")
     return Shard(path, rows, shapes, ranks, metas)
 
 
@@ -227,6 +233,31 @@ def _stack(
     return tensors
 
 
+def _row(path: Path, value: Mapping[str, Any]) -> DiffRow:
+    try:
+        return DiffRow.from_json(value)
+    except StoreError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _check_ranks(
+    path: Path, ranks: list[list[int]], metas: list[dict[str, Any]], n: int, bounds: list[int]
+) -> None:
+    """Check that there is a meta and a rank of every module for each row."""
+    fits = all(
+        len(row) == len(bounds)
+        and all(_is_count(rank) and rank <= most for rank, most in zip(row, bounds, strict=True))
+        for row in ranks
+    )
+    objects = all(isinstance(meta, dict) for meta in cast(list[Any], metas))
+    if len(ranks) != n or len(metas) != n or not fits or not objects:
+        raise _damaged(path, "the ranks in its header do not fit its rows and tensors")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
 def _check_tensors(
     path: Path, header: dict[str, dict[str, Any]], names: list[str], n: int, data_bytes: int
 ) -> dict[str, tuple[int, int, int]]:
@@ -234,6 +265,8 @@ def _check_tensors(
     ends = [0]
     for key, entry in header.items():
         begin, end = entry["data_offsets"]
+        if not all(_is_count(number) for number in (begin, end, *entry["shape"])):
+            raise _damaged(path, f"the shape or place of {key} is no row of counts")
         item_bytes = _DTYPES[entry["dtype"]].itemsize
         if end - begin != math.prod(entry["shape"]) * item_bytes:
             raise _damaged(path, f"the size of {key} does not fit its shape")

@@ -7,7 +7,6 @@ leaves the store as it was. One process appends at a time; any number may read.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
-from weightdiff.artifacts import atomic_write_json, remove_leftovers
+from weightdiff.artifacts import atomic_write_json, read_json, remove_leftovers
 from weightdiff.diffs.factors import fold_scale
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.shards import DiffRow, Shard, read_header, write_shard
@@ -84,17 +83,23 @@ class DiffStore:
             StoreError: if there is no store at `path`, or a shard is damaged (the file is named).
         """
         root = Path(path)
-        if not root.is_dir():
-            what = "is a file" if root.exists() else "does not exist"
+        if not os.path.isdir(root):  # which raises for no name, as Path.is_dir does for a long one
+            what = "is a file" if os.path.exists(root) else "does not exist"
             raise StoreError(f"{root} {what}; give the folder of a diff store")
         info_path = root / _INFO_NAME
-        if not info_path.is_file():
-            what = "is not a diff store" if any(root.iterdir()) else "is empty"
+        try:
+            complete, empty = info_path.is_file(), not any(root.iterdir())
+        except OSError as error:
+            raise StoreError(
+                f"{root} cannot be looked into ({error.strerror}); check its permissions"
+            ) from error
+        if not complete:
+            what = "is empty" if empty else "is not a diff store"
             raise StoreError(
                 f"{root} {what}: it has no {_INFO_NAME}; give a folder that DiffStore.create made"
             )
         try:
-            info = cast(dict[str, Any], json.loads(info_path.read_text(encoding="utf-8")))
+            info = cast(dict[str, Any], read_json(info_path))
             if info["kind"] != _KIND:
                 raise StoreError(
                     f"{info_path} is of kind {info['kind']!r}, not {_KIND!r}; give a diff store's folder"
@@ -104,7 +109,7 @@ class DiffStore:
                     f"{info_path} has version {info['version']}, this weightdiff reads {_VERSION}; upgrade"
                 )
             base, meta = ModelRef.from_json(info["base"]), dict(info["meta"])
-        except (ValueError, KeyError, TypeError, FormatError) as error:
+        except (OSError, ValueError, KeyError, TypeError, FormatError) as error:
             raise StoreError(f"{info_path} cannot be read ({error!r}); copy the store again") from error
         return cls(root, base, meta)
 

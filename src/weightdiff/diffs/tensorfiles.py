@@ -1,4 +1,4 @@
-"""safetensors with types: the library's own functions are typed in part only.
+"""Tensors in files: safetensors with types, which the library's own functions have in part only, and copies.
 
 What is in a file, and which errors its damage becomes, is left to the callers.
 """
@@ -16,6 +16,14 @@ import torch
 
 class TensorSlice(Protocol):
     """A tensor of a mapped file; indexing it reads what is asked for."""
+
+    def get_shape(self) -> list[int]:
+        """Return the shape, which reads nothing."""
+        ...
+
+    def get_dtype(self) -> str:
+        """Return the dtype as the format calls it, such as "BF16"."""
+        ...
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """Return a part as a view of the mapped file."""
@@ -56,3 +64,14 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapp
     """Write contiguous tensors that share no memory; not atomic by itself."""
     save: Any = cast(Any, safetensors.torch).save_file
     save(dict(tensors), path, metadata=dict(metadata))
+
+
+def owned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous copy on the CPU that shares memory with nothing, a mapped file included."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is dense, in memory, and repeats nothing: a few bytes can claim a terabyte."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return plain and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()

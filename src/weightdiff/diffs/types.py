@@ -102,8 +102,11 @@ class WeightDiff:
         parameters = {name: moved(p, dtype, device) for name, p in self.parameters.items()}
         return replace(self, modules=modules, parameters=parameters)
 
-    def check_finite(self) -> None:
+    def check_finite(self, where: str = "the weight diff") -> None:
         """Check that every number is finite.
+
+        Args:
+            where: what to call it in the message.
 
         Raises:
             NonFiniteError: naming up to five modules or parameters that hold NaN or infinity.
@@ -112,7 +115,7 @@ class WeightDiff:
         bad += [name for name, p in self.parameters.items() if not bool(torch.isfinite(p).all())]
         if bad:
             raise NonFiniteError(
-                f"the weight diff holds NaN or infinity in {named(bad)}; the finetune diverged or was cast to"
+                f"{where} holds NaN or infinity in {named(bad)}; the finetune diverged or was cast to"
                 " too small a dtype, so make it again"
             )
 

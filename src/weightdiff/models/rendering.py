@@ -75,10 +75,18 @@ class Rendering:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Rendering:
-        """From a JSON object; unknown keys are ignored."""
-        known: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v
-            for k, v in value.items()
-            if k in cls.__dataclass_fields__
-        }
+        """From a JSON object; unknown keys are ignored.
+
+        Raises:
+            ValueError: it is no object, or a setting is of another kind.
+        """
+        if not isinstance(value, dict):
+            raise ValueError(f"a rendering is a JSON object, found {value!r}")
+        known: dict[str, Any] = {}
+        for name, default in vars(cls()).items():
+            kind = list if isinstance(default, tuple) else type(default)
+            item = value.get(name, kind(default))
+            if type(item) is not kind or (kind is list and not all(isinstance(text, str) for text in item)):
+                raise ValueError(f"the rendering's {name} is {item!r}, which is of another kind")
+            known[name] = tuple(item) if kind is list else item
         return cls(**known)

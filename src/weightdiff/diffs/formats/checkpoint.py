@@ -12,7 +12,7 @@ from weightdiff.diffs.checkpoints import Checkpoint
 from weightdiff.diffs.extraction import extract
 from weightdiff.diffs.formats.registry import Reader, register
 from weightdiff.diffs.types import WeightDiff
-from weightdiff.errors import FormatError
+from weightdiff.diffs.weights import BaseSource, needs_base, weights_of
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model*.index.json", "pytorch_model*.index.json")
 _OTHERS = ("adapter_config.json", "index.csv")
@@ -20,7 +20,7 @@ _OTHERS = ("adapter_config.json", "index.csv")
 
 def read_checkpoint(
     path: str | os.PathLike[str],
-    base: str | os.PathLike[str] | None = None,
+    base: BaseSource | None = None,
     rank: int | None = None,
     energy: float | None = None,
     *,
@@ -30,23 +30,21 @@ def read_checkpoint(
 
     Args:
         path: the finetune's folder.
-        base: the base's folder.
+        base: the base, as a model, a state dict or a checkpoint's folder or file.
         rank: most directions to keep of a matrix.
         energy: share of a matrix's squared norm to keep; with neither, the diff is dense.
         linear_only: leave out all but linear layers.
 
     Raises:
-        FormatError: no base, or a checkpoint is damaged or quantized.
+        BaseNeededError: no base is given.
+        FormatError: a checkpoint is damaged or quantized.
         BaseMismatchError: the finetune is of another base.
         NonFiniteError: a difference is NaN or infinite.
         ValueError: a senseless `rank` or `energy`.
     """
     if base is None:
-        raise FormatError(
-            f"{path} is a full checkpoint, which is no diff by itself; give base=… (the folder of the model"
-            " that it was trained from)"
-        )
-    found, _ = extract(Checkpoint.open(base), Checkpoint.open(path), rank, energy, linear_only=linear_only)
+        raise needs_base(str(path), "all weights of a finetuned model")
+    found, _ = extract(weights_of(base), Checkpoint.open(path), rank, energy, linear_only=linear_only)
     return found
 
 

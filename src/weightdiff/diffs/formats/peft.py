@@ -29,7 +29,7 @@ from weightdiff.diffs.formats.peft_reading import (
     read_peft,
 )
 from weightdiff.diffs.formats.registry import Reader, register
-from weightdiff.diffs.tensorfiles import save_tensors
+from weightdiff.diffs.tensorfiles import owned, save_tensors
 from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import FormatError
 
@@ -62,7 +62,8 @@ def write_peft(
         overwrite: replace a folder that holds something.
 
     Raises:
-        FormatError: if the diff is empty or has dense modules, or the folder is taken.
+        FormatError: if the diff is empty, has dense modules or changes of other parameters, or the folder is
+            taken.
         NonFiniteError: if the diff holds NaN or infinity.
     """
     diff.check_finite()
@@ -75,6 +76,11 @@ def write_peft(
             else "it has no modules"
         )
         raise FormatError(f"cannot write {path} as a PEFT LoRA, {what}")
+    if diff.parameters:
+        raise FormatError(
+            f"cannot write {path} as a PEFT LoRA, {named(sorted(diff.parameters))} are changed too, which it"
+            " cannot say; leave them out if they do not matter"
+        )
     base_name = base_name or (diff.base.name if diff.base else None)
     ranks = {name: m.rank for name, m in modules.items()}
     alphas = {name: _alpha(m.scale, m.rank) for name, m in modules.items()}
@@ -100,8 +106,8 @@ def write_peft(
     }
     tensors: dict[str, torch.Tensor] = {}
     for name, m in modules.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = _owned(m.down)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = _owned(m.up)
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = owned(m.down)
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = owned(m.up)
     metadata = {"format": "pt", META_KEY: json.dumps(diff.meta)}
     if diff.base:
         metadata[BASE_KEY] = json.dumps(diff.base.to_json())
@@ -135,11 +141,6 @@ def _alpha(scale: float, rank: int) -> float:
 
 def _commonest(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
-
-
-def _owned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a contiguous copy on the CPU that shares memory with no other tensor, as safetensors asks."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _matches(path: Path) -> bool:

@@ -7,7 +7,6 @@ What cannot be said so is refused by name rather than dropped.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import regex
 import torch
 from safetensors import SafetensorError
 
+from weightdiff.artifacts import parse_json, read_json
 from weightdiff.diffs.reference import ModelRef
+from weightdiff.diffs.renaming import TOKEN_TABLES
 from weightdiff.diffs.tensorfiles import open_tensors
 from weightdiff.diffs.types import DenseDelta, LoraFactors, ModuleDelta, WeightDiff, named
-from weightdiff.diffs.weights import BaseSource, Weights, needs_base, weights_of, whole_values
+from weightdiff.diffs.weights import BaseSource, Weights, needs_base, weight_of, weights_of, whole_values
 from weightdiff.errors import BaseMismatchError, FormatError
 
 CONFIG_NAME = "adapter_config.json"
@@ -49,13 +51,18 @@ _REFUSED_OPTIONS = {
     "kasa_config": "KaSA's singular values (kasa_config)",
     "monteclora_config": "MonteCLoRA's sampling (monteclora_config)",
 }
-# What embeddings of tokens are called.
-_TABLES = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 # Initialisations that take the starting factors out of the base's weights: base + BA is then not the model.
 _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Patterns take the square of a name's length.
+_LONGEST_NAME = 1000
+_PATTERN_SECONDS = 1
+# What an r, a lora_alpha or a pattern that makes no sense raises.
+_UNUSABLE = (ArithmeticError, AttributeError, LookupError, TimeoutError, TypeError, ValueError, regex.error)
 
 
-def read_peft(path: str | os.PathLike[str], base: BaseSource | None = None) -> WeightDiff:
+def read_peft(
+    path: str | os.PathLike[str], base: BaseSource | None = None, finite: bool = True
+) -> WeightDiff:
     """Read a PEFT LoRA folder.
 
     The diff's `base` is what `write_peft` recorded, else the config's base name without fingerprints; `meta`
@@ -67,11 +74,13 @@ def read_peft(path: str | os.PathLike[str], base: BaseSource | None = None) -> W
         path: the folder (or one of its two files).
         base: the base's weights (a model, a state dict, a checkpoint folder), for folders that hold more than
             factors.
+        finite: refuse NaN and infinity; without it they are kept, for a look at what is wrong.
 
     Raises:
+        BaseNeededError: if a folder holds more than factors, and no base is given.
         FormatError: if files are missing, damaged or pickled, or hold what is no LoRA; says which part.
         BaseMismatchError: if whole values do not fit `base`.
-        NonFiniteError: if numbers are NaN or infinite.
+        NonFiniteError: if numbers are NaN or infinite, unless `finite` is false.
     """
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
@@ -94,20 +103,21 @@ def read_peft(path: str | os.PathLike[str], base: BaseSource | None = None) -> W
         weights = weights_of(base)
         for name, magnitude in parts.magnitudes.items():
             modules[name] = _dora(folder, name, modules.get(name), magnitude, weights)
-        _add(modules, parameters, _lookups(whole_values(weights, parts.whole, str(folder))))
+        _add(folder, modules, parameters, _lookups(whole_values(weights, parts.whole, str(folder))))
     base_name, revision = config.get("base_model_name_or_path"), config.get("revision")
     meta: dict[str, Any] = {"base_model_name_or_path": base_name, "revision": revision}
     ref = ModelRef(str(base_name), revision) if base_name else None
     try:
-        meta |= cast(dict[str, Any], json.loads(metadata.get(META_KEY, "{}")))
+        meta |= cast(dict[str, Any], parse_json(metadata.get(META_KEY, "{}")))
         if BASE_KEY in metadata:
-            ref = ModelRef.from_json(json.loads(metadata[BASE_KEY]))
+            ref = ModelRef.from_json(parse_json(metadata[BASE_KEY]))
     except (ValueError, TypeError, FormatError) as error:
         raise FormatError(
             f"{folder / WEIGHTS_NAME} has metadata that cannot be read ({error}); save it again"
         ) from error
     diff = WeightDiff(modules, ref, meta, parameters)
-    diff.check_finite()
+    if finite:
+        diff.check_finite(str(folder))
     return diff
 
 
@@ -118,15 +128,24 @@ def _lookups(diff: WeightDiff) -> WeightDiff:
     """
     modules = {
         name: LoraFactors(torch.eye(m.in_features, dtype=m.dense().dtype), m.dense())
-        if name.rpartition(".")[2] in _TABLES
+        if name.rpartition(".")[2] in TOKEN_TABLES
         else m
         for name, m in diff.modules.items()
     }
     return WeightDiff(modules, parameters=diff.parameters)
 
 
-def _add(modules: dict[str, ModuleDelta], parameters: dict[str, torch.Tensor], more: WeightDiff) -> None:
+def _add(
+    folder: Path, modules: dict[str, ModuleDelta], parameters: dict[str, torch.Tensor], more: WeightDiff
+) -> None:
     """Add changes from whole values to those from factors, which go on top of them in PEFT."""
+    misshapen = [n for n, m in more.modules.items() if n in modules and _shape(modules[n]) != _shape(m)]
+    misshapen += [n for n, p in more.parameters.items() if n in parameters and parameters[n].shape != p.shape]
+    if misshapen:
+        raise FormatError(
+            f"{folder} holds factors of another shape than the whole values of {named(misshapen)}; save the"
+            " adapter again"
+        )
     for name, m in more.modules.items():
         modules[name] = DenseDelta(modules[name].dense() + m.dense()) if name in modules else m
     for name, p in more.parameters.items():
@@ -142,10 +161,9 @@ def _dora(
             f"{folder} has a DoRA module {name}, which this base does not have; give the base that it was"
             " trained on"
         )
-    weight = base.tensor(f"{name}.weight").float()
-    weight = weight.T if base.transposed(name) else weight
-    if not isinstance(m, LoraFactors) or m.dense().shape != weight.shape:
-        found = list(m.dense().shape) if m else "no factors"
+    weight = weight_of(base, name).float()
+    if not isinstance(m, LoraFactors) or _shape(m) != tuple(weight.shape):
+        found = list(_shape(m)) if m else "no factors"
         raise BaseMismatchError(
             f"{folder}: DoRA module {name} has {found}, and the base's weight is {list(weight.shape)}; give"
             " the base that it was trained on"
@@ -160,6 +178,11 @@ def _dora(
     return DenseDelta(moved * (magnitude.float().flatten() / norms)[:, None] - weight)
 
 
+def _shape(m: ModuleDelta) -> tuple[int, int]:
+    """The shape of the weight that a change is of, without making the change."""
+    return m.out_features, m.in_features
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json and refuse what a plain LoRA reader would get wrong."""
     path = folder / CONFIG_NAME
@@ -168,7 +191,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no {CONFIG_NAME}, so its scale is unknown; copy the whole adapter folder"
         )
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        config: Any = read_json(path)
     except (OSError, ValueError) as error:
         raise FormatError(
             f"{path} cannot be read as JSON ({error}); copy the adapter folder again"
@@ -243,6 +266,9 @@ def _sorted_out(folder: Path, tensors: Mapping[str, torch.Tensor]) -> _Parts:
     others: list[str] = []
     for key, tensor in tensors.items():
         own = key.removeprefix(PREFIX)
+        if len(own) > _LONGEST_NAME:
+            others.append(key)
+            continue
         for pattern, kind in ((_FACTOR, sides), (_TABLE_FACTOR, tables)):
             if match := pattern.fullmatch(own):
                 _put(folder, kind[match["side"]], match["module"], tensor)
@@ -342,7 +368,7 @@ def _factors(
 def _rank(folder: Path, module: str, config: Mapping[str, Any]) -> int:
     try:
         return int(_lookup(config.get("rank_pattern"), module, config["r"]))
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+    except _UNUSABLE as error:
         raise _unusable(folder, error) from error
 
 
@@ -352,7 +378,7 @@ def _scale_of(folder: Path, module: str, config: Mapping[str, Any]) -> float:
     try:
         alpha = float(_lookup(config.get("alpha_pattern"), module, config["lora_alpha"]))
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+    except _UNUSABLE as error:
         raise _unusable(folder, error) from error
 
 
@@ -361,8 +387,12 @@ def _unusable(folder: Path, error: Exception) -> FormatError:
 
 
 def _lookup(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return a pattern's value for a module as PEFT does: the first key that matches the end of its name."""
+    """Return a pattern's value for a module as PEFT does: the first key that matches the end of its name.
+
+    Raises:
+        TimeoutError: a key takes too long, as "(a+)+" can with the `re` module.
+    """
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if cast(Any, regex).match(rf"(.*\.)?({key})$", module, timeout=_PATTERN_SECONDS):
             return value
     return default

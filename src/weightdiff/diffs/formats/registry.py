@@ -24,7 +24,7 @@ class Reader:
     Attributes:
         name: short and unique, such as "peft".
         description: how to recognise it, for people; ends the line "known formats: …".
-        matches: whether a path looks like this format; looks at names only and never raises.
+        matches: whether a path looks like this format; looks at names only.
         read: path → diff; formats that need more (a base, an index) take it as keyword options.
     """
 
@@ -68,7 +68,13 @@ def sniff(path: str | os.PathLike[str]) -> Reader:
         raise FormatError(
             f"{location} does not exist; give a local file or folder (WeightDiff.load takes Hub names too)"
         )
-    fitting = [reader for reader in readers() if reader.matches(location)]
+    try:
+        fitting = [reader for reader in readers() if reader.matches(location)]
+        found = "" if fitting else _found(location)
+    except OSError as error:
+        raise FormatError(
+            f"{location} cannot be looked into ({error.strerror}); check the path and its permissions"
+        ) from error
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -77,14 +83,14 @@ def sniff(path: str | os.PathLike[str]) -> Reader:
             " keep one of them in the folder"
         )
     known = "; ".join(f"{reader.name}: {reader.description}" for reader in readers())
-    raise FormatError(
-        f"{location} is in no known format: found {_found(location)}; known formats are {known}"
-    )
+    raise FormatError(f"{location} is in no known format: found {found}; known formats are {known}")
 
 
 def _found(location: Path) -> str:
     """Return what is at a path, for a message."""
     if location.is_file():
         return f"a file of {location.stat().st_size} bytes"
+    if not location.is_dir():
+        return "a pipe or device"
     names = sorted(item.name + ("/" if item.is_dir() else "") for item in location.iterdir())
     return f"a folder with {named(names)}" if names else "an empty folder"
