@@ -185,7 +185,17 @@ ENCODED = (
     + b"X\x03\0\0\0hex\x86R" * DOUBLINGS
     + b"."
 )
-BOMBS = {"of_a_huge_bytearray": BYTEARRAY, "of_doublings": ENCODED}
+# {(t, t): 1} with t = (s, s), s = (r, r) and so on: from the memo, from the stack, and after a mark.
+RECALLED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s."
+DUPLICATED = b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s."
+MARKED = b"\x80\x02})q\x00" + b"(h\x00h\x00tq\x00" * 60 + b"K\x01s."
+BOMBS = {
+    "of_a_huge_bytearray": BYTEARRAY,
+    "of_doublings": ENCODED,
+    "of_recalled_tuples": RECALLED,
+    "of_duplicated_tuples": DUPLICATED,
+    "of_marked_tuples": MARKED,
+}
 for name, code in BOMBS.items():
     add(
         f"bin_{name}",
