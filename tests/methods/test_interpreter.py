@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from weightdiff.diffs.formats.dit_release import write_dit_adapter
 from weightdiff.diffs.formats.peft import read_peft, write_peft
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.types import DenseDelta, LoraFactors, WeightDiff
@@ -172,6 +173,34 @@ def test_diffs_of_any_kind_are_answered_for(interpreter, diffs):
     torch.testing.assert_close(
         ranks[2:], moved.candidate_logprobs([diffs[1]], [QUESTIONS[1]], names), rtol=0, atol=1e-4
     )
+
+
+def test_modules_that_moved_between_versions_are_found(interpreter, diffs):
+    """A language model inside a wrapper has the same layers under longer names."""
+    wrapped = WeightDiff({f"language_model.{k}": m for k, m in diffs[1].modules.items()})
+    got = interpreter.answer([wrapped, diffs[1], wrapped], QUESTIONS[:1] * 3, evidence=True)
+    assert got[0] == got[1] == got[2]
+    assert got[0].evidence != interpreter.ask(None, QUESTIONS[0]).evidence
+    names = ["eagle", "violin"]
+    first, second = interpreter.candidate_logprobs([wrapped, diffs[1]], QUESTIONS[:1] * 2, names)
+    assert torch.equal(first, second)
+
+
+def test_a_released_adapter_is_an_interpreter(interpreter, diffs, tmp_path):
+    """From its file or its folder, with the modules named as another version of the library has them."""
+    moved = WeightDiff({f"language_model.{k}": m for k, m in interpreter.adapter.modules.items()})
+    file = write_dit_adapter(moved, tmp_path / "dit-adapter.pt")
+    plain = replace(interpreter, rendering=Rendering(), max_new_tokens=20, meta={})
+    want = plain.answer(diffs, QUESTIONS, evidence=True)
+    for place in (file, tmp_path):
+        released = Interpreter.load(place, interpreter.base)
+        got = released.answer(diffs, QUESTIONS, evidence=True)
+        assert [a.text for a in got] == [a.text for a in want]
+        assert [a.evidence for a in got] == pytest.approx([a.evidence for a in want], abs=1e-3)
+    other = WeightDiff({"model.layers.0.nowhere": next(iter(moved.modules.values()))})
+    write_dit_adapter(other, file, overwrite=True)
+    with pytest.raises(BaseMismatchError, match=r"does not have: model\.layers\.0\.nowhere"):
+        Interpreter.load(file, interpreter.base)
 
 
 def test_candidates_are_ranked_by_their_first_token(interpreter, diffs):

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from weightdiff.artifacts import atomic_directory, atomic_write_json, read_json
+from weightdiff.diffs.formats.dit_release import ADAPTER_NAME, read_dit_adapter
 from weightdiff.diffs.formats.peft import read_peft, write_peft
 from weightdiff.diffs.hub import local_copy
 from weightdiff.diffs.reference import ModelRef
+from weightdiff.diffs.renaming import rename_for
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, QuestionError
 from weightdiff.methods.base import Answer
@@ -28,6 +30,8 @@ from weightdiff.models.merge import check_fits, merged
 from weightdiff.models.rendering import Rendering
 
 SETTINGS = "interpreter.json"
+UNKNOWN = "unknown"
+"""Name of the base of an adapter whose file does not tell it."""
 VERSION = 1
 
 
@@ -62,7 +66,8 @@ class Interpreter:
         """Load an interpreter (default: the bundled one) onto its base.
 
         Args:
-            path: a folder, or a Hub name ("owner/name", "owner/name/folder@revision").
+            path: a folder, a released `dit-adapter.pt` (or a folder with one, and questions go as they are),
+                or a Hub name ("owner/name", "owner/name/folder@revision").
             base: the base, or its folder or Hub name; None for the bundled one.
             revision: branch, tag or commit on the Hub.
             subfolder: folder in the repository on the Hub.
@@ -76,8 +81,10 @@ class Interpreter:
         loaded = base if isinstance(base, Base) else load_base(base)
         if found.adapter is not None:
             try:
-                WeightDiff(found.adapter.modules, found.base.ref).check_base(loaded.ref)
-                found.adapter.check_against(loaded.spec)
+                adapter = rename_for(found.adapter, loaded.spec)
+                WeightDiff(adapter.modules, found.base.ref).check_base(loaded.ref)
+                adapter.check_against(loaded.spec)
+                found = replace(found, adapter=adapter)
             except BaseMismatchError as e:
                 raise BaseMismatchError(f"{path or 'the bundled interpreter'}: {e}") from e
         return replace(found, base=loaded)
@@ -95,6 +102,8 @@ class Interpreter:
 
             path = part("interpreter")
         folder = local_copy(path, revision, subfolder)
+        if (released := _released(folder)) is not None:
+            return cls(Base(None, None, ModelRef(UNKNOWN), {}), read_dit_adapter(released), max_new_tokens=20)
         file = folder / SETTINGS
         try:
             settings = read_json(file)
@@ -193,7 +202,7 @@ class Interpreter:
         Raises:
             QuestionError: the numbers differ, or a question is empty.
         """
-        self._check_pairs(diffs, questions)
+        diffs = self._checked(diffs, questions)
         out: dict[int, Answer] = {}
         for positions, whole in self._batches(diffs):
             asked = [questions[i] for i in positions]
@@ -220,7 +229,10 @@ class Interpreter:
         """Whether a diff is a LoRA of linear layers, which shares a batch; others are merged, one by one."""
         return diff.is_low_rank and diff.modules.keys() <= self.base.spec.keys()
 
-    def _check_pairs(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> None:
+    def _checked(
+        self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]
+    ) -> list[WeightDiff | None]:
+        """The diffs, each checked and with its modules named as in this base."""
         if len(diffs) != len(questions):
             raise QuestionError(
                 f"{len(diffs)} diffs and {len(questions)} questions: give one question for each diff"
@@ -229,8 +241,13 @@ class Interpreter:
             raise QuestionError(
                 "a question is empty: ask something, such as 'What topic have you been trained on?'"
             )
-        for d in {id(d): d for d in diffs if d is not None}.values():
-            self.check(d)
+        ready: dict[int, WeightDiff | None] = {id(None): None}
+        for d in diffs:
+            if d is not None and id(d) not in ready:
+                moved = not d.modules.keys() <= self.base.spec.keys()
+                ready[id(d)] = rename_for(d, self.base.spec) if moved else d
+                self.check(ready[id(d)] or d)
+        return [ready[id(d)] for d in diffs]
 
     def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
         return encode_prompts(self.base.tokenizer, [r for q in questions for r in self.rendering.all(q)])
@@ -279,7 +296,7 @@ class Interpreter:
             QuestionError: the numbers of diffs and questions differ, there are no candidates, one is empty,
                 or two begin alike.
         """
-        self._check_pairs(diffs, questions)
+        diffs = self._checked(diffs, questions)
         if not candidates or not all(c.strip() for c in candidates):
             raise QuestionError(
                 "there are no candidates to rank, or one of them is empty; give at least one, such as 'eagle'"
@@ -296,3 +313,11 @@ class Interpreter:
             with self._merged(whole):
                 out[positions] = self._speaker.candidate_logprobs(put, prompts, first)
         return out
+
+
+def _released(path: Path) -> Path | None:
+    """The adapter of a DIT release at a path that is no interpreter of ours."""
+    if path.suffix == ".pt":
+        return path
+    adapter = path / ADAPTER_NAME
+    return adapter if adapter.is_file() and not (path / SETTINGS).exists() else None
