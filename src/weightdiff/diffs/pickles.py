@@ -13,6 +13,7 @@ import pickletools
 import re
 import zipfile
 from pathlib import Path
+from typing import IO, cast
 
 from weightdiff.diffs.types import named
 
@@ -61,7 +62,8 @@ def _doublings(data: bytes | mmap.mmap) -> int:
 
     The older kind of file is several pickles, and bytes that are none behind them, where counting ends.
     """
-    stream, found = io.BytesIO(data) if isinstance(data, bytes) else data, 0
+    stream = io.BytesIO(data) if isinstance(data, bytes) else cast(IO[bytes], data)
+    found = 0
     try:
         for _ in range(_PICKLES):
             recalled, since_mark = 0, 0
