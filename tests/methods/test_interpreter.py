@@ -442,6 +442,13 @@ def test_bases_on_a_gpu_name_what_they_need(saved, monkeypatch):
         load_base(str(saved / "base"), device_map="auto")
 
 
+def test_a_device_map_places_the_base(saved, interpreter):
+    base = load_base(str(saved / "base"), device_map="cpu")
+    assert base.ref.weights == interpreter.base.ref.weights
+    assert {str(p.device) for p in base.model.parameters()} == {"cpu"}
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("four_bit", [False, True], ids=["half", "four bits"])
 def test_a_gpu_answers_as_the_cpu_does(interpreter, saved, diffs, four_bit):

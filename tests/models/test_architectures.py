@@ -87,6 +87,28 @@ def test_the_bare_model_comes_back_and_configurations_agree(
     assert torch.equal(model(ids).logits, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_multimodal", "gpt_neox"])
+def test_half_precision_is_the_full_one_rounded(kind, dtype, engine_model, random_lora, stack_slots):
+    """A batch of different diffs on a half-precision base is as near to float32 as that base alone is."""
+    spec = model_spec(engine_model(kind))
+    spec = {n: size for n, size in spec.items() if "vision" not in n and "projector" not in n}
+    loras = [random_lora(spec, 2, seed, size=0.2) for seed in range(3)]
+    ids = torch.tensor([PROMPTS[1]] * 3)
+    found = {}
+    for precision in (torch.float32, dtype):
+        model = engine_model(kind, precision)
+        with torch.no_grad():
+            bare = model(ids).logits.float()
+            with attach(model, RowLoras(stack_slots(loras), 1)):
+                found[precision] = bare, model(ids).logits
+    assert found[dtype][1].dtype == dtype
+    (bare, full), (bare_half, half) = found[torch.float32], found[dtype]
+    error = (half.float() - full).abs().mean()
+    assert error < 3 * (bare_half - bare).abs().mean() + 1e-3
+    assert error < 0.1 * (full - bare).abs().mean(), "the diffs themselves are not lost in rounding"
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 def test_experts_are_no_linear_layers(kind, engine_model, random_lora):
     """They are stacked parameters: a LoRA reaches attention only, and one for experts is refused by name."""
