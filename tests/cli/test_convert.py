@@ -109,3 +109,14 @@ def test_what_truncation_takes_is_said(cli, cli_json, tmp_path):
     assert result.exit_code == 2
     assert "--energy is 1.5; give a share above 0 and up to 1" in result.stderr
     assert json.loads((tmp_path / "low" / "adapter_config.json").read_text())["r"] == 2
+
+
+@pytest.mark.parametrize("to", ["store", "peft", "dit"])
+def test_a_source_that_breaks_half_way_leaves_nothing(cli, release, tmp_path, to):
+    path, _ = release
+    last = path / "weight-diffs" / "weight-diff-001.pt"
+    last.write_bytes(last.read_bytes()[:300])
+    result = cli("convert", path, tmp_path / "out", "--to", to)
+    assert result.exit_code == 2
+    assert "weight-diff-001.pt cannot be read" in result.stderr
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["release"]

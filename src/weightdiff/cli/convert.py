@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from enum import Enum
@@ -25,6 +26,8 @@ EXAMPLES = (
     "weightdiff convert runs/store::covert-scuba-0-1 my-lora --to peft\n\n"
     "weightdiff convert finetuned lora --to peft --base my-base --rank 32"
 )
+WAVE = 64
+"""Diffs in a shard of a new store."""
 
 
 class Target(str, Enum):
@@ -62,15 +65,21 @@ def convert(
     common.refuse_occupied(out)
     if energy is not None and not 0 < energy <= 1:
         raise FormatError(f"--energy is {energy}; give a share above 0 and up to 1, such as 0.95")
-    with busy("reading"):
-        items = [(row, *_low_rank(row.id, diff, rank, energy)) for row, diff in _items(source, base, family)]
-    with busy(f"writing {len(items)} diffs"):
-        _write(out, to, [(row, diff) for row, diff, _ in items])
-    report = [{"id": row.id, "label": row.label, "split": row.split, "kept": kept} for row, _, kept in items]
+    report: list[dict[str, Any]] = []
+
+    def taken() -> Iterator[tuple[DiffRow, WeightDiff]]:
+        """One diff after the other, so that a source may be larger than memory."""
+        for row, diff in _items(source, base, family):
+            low, kept = _low_rank(row.id, diff, rank, energy)
+            report.append({"id": row.id, "label": row.label, "split": row.split, "kept": kept})
+            yield row, low
+
+    with busy("converting"):
+        {Target.peft: _write_peft, Target.dit: _write_dit, Target.store: _write_store}[to](out, taken())
     if json:
         print_json({"out": str(out), "to": to.value, "diffs": report})
         return
-    typer.echo(f"{out}: {len(items)} diffs as {to.value}")
+    typer.echo(f"{out}: {len(report)} diffs as {to.value}")
     for item in report:
         if item["kept"] is not None:
             typer.echo(f"  {item['id']}: {item['kept']:.2%} of the energy kept")
@@ -122,46 +131,53 @@ def _low_rank(
     return low, (algebra.norm(low) / before) ** 2 if before else 1.0
 
 
-def _write(out: Path, to: Target, items: list[tuple[DiffRow, WeightDiff]]) -> None:
-    if not items:
-        raise FormatError("the source holds no diffs; nothing was written")
-    if to is Target.peft:
-        _write_peft(out, items)
-    elif to is Target.dit:
-        from weightdiff.diffs.formats.dit_release import write_dit
-
-        entries: list[Any] = [
-            (diff, row.label or row.id, row.record.get("trigger"), row.split) for row, diff in items
-        ]
-        write_dit(entries, out)
-    else:
-        _write_store(out, items)
-
-
-def _write_peft(out: Path, items: list[tuple[DiffRow, WeightDiff]]) -> None:
+def _write_peft(out: Path, items: Iterator[tuple[DiffRow, WeightDiff]]) -> None:
+    """A folder for each diff; the folder itself where there is one diff only."""
     from weightdiff.artifacts import atomic_directory
     from weightdiff.diffs.formats.peft import write_peft
 
-    if len(items) == 1:
-        write_peft(items[0][1], out)
+    first = _first(items)
+    second = next(items, None)
+    if second is None:
+        write_peft(first[1], out)
         return
     with atomic_directory(out) as folder:
-        for row, diff in items:
+        for row, diff in itertools.chain([first, second], items):
             write_peft(diff, folder / _plain(row.id))
 
 
-def _write_store(out: Path, items: list[tuple[DiffRow, WeightDiff]]) -> None:
-    """A new store; one shard for each dtype, so that no number is rounded."""
+def _write_dit(out: Path, items: Iterator[tuple[DiffRow, WeightDiff]]) -> None:
+    from weightdiff.diffs.formats.dit_release import write_dit
+
+    entries = [(diff, row.label or row.id, row.record.get("trigger"), row.split) for row, diff in items]
+    write_dit(entries, out)
+
+
+def _write_store(out: Path, items: Iterator[tuple[DiffRow, WeightDiff]]) -> None:
+    """A new store, a wave at a time; a shard holds one dtype, so that no number is rounded."""
+    from weightdiff.artifacts import atomic_directory
     from weightdiff.diffs.reference import ModelRef
     from weightdiff.diffs.store import DiffStore
 
-    base = next((diff.base for _, diff in items if diff.base), ModelRef("unknown"))
-    by_dtype: dict[Any, list[tuple[DiffRow, WeightDiff]]] = {}
-    for row, diff in items:
-        by_dtype.setdefault(_widest(diff), []).append((row, diff))
-    store = DiffStore.create(out, base, {"made_by": "weightdiff convert"})
-    for dtype, some in by_dtype.items():
-        store.append(some, dtype)
+    first = _first(items)
+    with atomic_directory(out) as folder:
+        store = DiffStore.create(
+            folder, first[1].base or ModelRef("unknown"), {"made_by": "weightdiff convert"}
+        )
+        items = itertools.chain([first], items)
+        while wave := list(itertools.islice(items, WAVE)):
+            by_dtype: dict[Any, list[tuple[DiffRow, WeightDiff]]] = {}
+            for row, diff in wave:
+                by_dtype.setdefault(_widest(diff), []).append((row, diff))
+            for dtype, some in by_dtype.items():
+                store.append(some, dtype)
+
+
+def _first(items: Iterator[tuple[DiffRow, WeightDiff]]) -> tuple[DiffRow, WeightDiff]:
+    found = next(items, None)
+    if found is None:
+        raise FormatError("the source holds no diffs; nothing was written")
+    return found
 
 
 def _widest(diff: WeightDiff) -> Any:
