@@ -19,6 +19,7 @@ COMMANDS = [
     ("extract",),
     ("convert",),
     ("export",),
+    ("report",),
     ("reproduce",),
     ("organisms", "train"),
     ("organisms", "list"),

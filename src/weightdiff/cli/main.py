@@ -23,6 +23,7 @@ from weightdiff.cli import (
     inspect,
     organisms,
     push,
+    report,
     reproduce,
     tune,
 )
@@ -74,6 +75,7 @@ app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.add_typer(push.app, name="push")
 app.command("curves", epilog=curves.EXAMPLES)(curves.curves)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,15 @@ from weightdiff.errors import FormatError, MissingDependencyError
 
 if TYPE_CHECKING:
     from weightdiff.diffs.inspection import Inspection
+    from weightdiff.evals.graded import GradedSummary
 
 SUFFIXES = (".png", ".svg")
 OUTSIDE = "–"
 """How the row of modules outside layers is called."""
+DIVISOR = re.compile(r"(?:(.*)/)?divisor-([1-9][0-9]{0,8})\.graded", re.DOTALL)
+"""Names of graded answers in a data scaling: a folder perhaps, and by what the data were divided."""
+LEGEND_MOST = 10
+"""More different scores than these get a colour bar in place of a legend."""
 
 
 def check_plot(path: Path) -> None:
@@ -39,17 +46,47 @@ def plot_inspection(found: Inspection, path: Path) -> None:
         FormatError: the name does not end in .png or .svg.
         MissingDependencyError: matplotlib is not installed.
     """
-    from weightdiff.artifacts import atomic_file
-
     check_plot(path)
-    figure: Any = _matplotlib("figure").Figure(figsize=(13, 6), layout="constrained")
-    _matplotlib("backends.backend_agg").FigureCanvasAgg(figure)
+    figure = _figure(13, 6)
     left, right = figure.subplots(1, 2)
     kinds = list(dict.fromkeys(r.kind for r in found.modules))
     _heat_map(figure, left, found, kinds)
     _spectra(right, found, kinds)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    _save(figure, path)
+
+
+def plot_graded(found: Sequence[GradedSummary], path: Path) -> None:
+    """Draw how the scores of graded answers are distributed, a bar for each file.
+
+    Where all are named `divisor-N.graded`, mean scores against N stand beside it, a line for each folder.
+
+    Raises:
+        FormatError: the name does not end in .png or .svg.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    check_plot(path)
+    lines = scaling_lines(found)
+    figure = _figure(16 if lines else 9, min(60.0, 2 + 0.4 * len(found)) if not lines else 6)
+    axes = list(figure.subplots(1, 2 if lines else 1, squeeze=False)[0])
+    _distributions(figure, axes[0], found)
+    if lines:
+        _scaling(axes[1], lines)
+    _save(figure, path)
+
+
+def scaling_lines(found: Sequence[GradedSummary]) -> dict[str, list[tuple[int, GradedSummary]]]:
+    """Folder → (N, summary) by rising N where all names are `divisor-N.graded`, else nothing.
+
+    Summaries without a mean are left out.
+    """
+    lines: dict[str, list[tuple[int, GradedSummary]]] = {}
+    for summary in found:
+        name = DIVISOR.fullmatch(summary.name)
+        if not name:
+            return {}
+        if summary.mean is not None:
+            lines.setdefault(name[1] or "", []).append((int(name[2]), summary))
+    return {folder: sorted(line, key=lambda point: point[0]) for folder, line in lines.items()}
 
 
 def norms_by_place(found: Inspection, kinds: list[str]) -> tuple[list[str], list[list[float]]]:
@@ -96,6 +133,71 @@ def _spectra(axes: Any, found: Inspection, kinds: list[str]) -> None:
             axes.plot(numbers, values, color=colour, alpha=0.5, linewidth=1, marker=".", label=label)
     if named:
         axes.legend()
+
+
+def _distributions(figure: Any, axes: Any, found: Sequence[GradedSummary]) -> None:
+    """Stacked shares of each score, what is unscored in grey at the end; the first file on top."""
+    scores = sorted({score for summary in found for score in summary.distribution})
+    colours = _score_colours(scores)
+    totals = [summary.n + summary.unscored for summary in found]
+    ends = [0.0] * len(found)
+    parts = [(f"{s:g}", colours.to_rgba(s), [f.distribution.get(s, 0) for f in found]) for s in scores]
+    if any(f.unscored for f in found):
+        parts.append(("unscored", "lightgrey", [f.unscored for f in found]))
+    for label, colour, counts in parts:
+        shares = [count / total for count, total in zip(counts, totals, strict=True)]
+        axes.barh(range(len(found)), shares, left=ends, color=colour, label=label)
+        ends = [end + share for end, share in zip(ends, shares, strict=True)]
+    axes.set_title("Distribution of scores")
+    axes.set_xlabel("share of the answers")
+    axes.set_xlim(0, 1)
+    axes.set_yticks(range(len(found)), [f.name for f in found], parse_math=False)
+    axes.invert_yaxis()
+    if len(scores) > LEGEND_MOST:
+        figure.colorbar(colours, ax=axes, label="score")
+    else:
+        axes.legend(title="score", loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _score_colours(scores: Sequence[float]) -> Any:
+    low, high = (scores[0], scores[-1]) if scores else (0.0, 1.0)
+    # A colour scale needs two ends, also where all scores are the same.
+    scale = _matplotlib("colors").Normalize(low, high if high > low else low + 1)
+    return _matplotlib("cm").ScalarMappable(scale, "viridis")
+
+
+def _scaling(axes: Any, lines: dict[str, list[tuple[int, GradedSummary]]]) -> None:
+    """Means with their intervals; an end that is not finite is not drawn."""
+    for folder, line in lines.items():
+        divisors, means = [n for n, _ in line], [s.mean for _, s in line]
+        lengths = [[_length(s.mean, s.low) for _, s in line], [_length(s.mean, s.high) for _, s in line]]
+        axes.errorbar(divisors, means, yerr=lengths, marker="o", capsize=3, label=folder or "no folder")
+    axes.set_xscale("log")
+    axes.set_title("Mean score by how much the data were divided")
+    axes.set_xlabel("N: one Nth of the data")
+    axes.set_ylabel("mean score, 95 % interval")
+    if len(lines) > 1:
+        for text in axes.legend().get_texts():
+            text.set_parse_math(False)
+
+
+def _length(mean: float | None, end: float | None) -> float:
+    if mean is None or end is None or not math.isfinite(end):
+        return 0.0
+    return abs(end - mean)
+
+
+def _figure(width: float, height: float) -> Any:
+    figure: Any = _matplotlib("figure").Figure(figsize=(width, height), layout="constrained")
+    _matplotlib("backends.backend_agg").FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    from weightdiff.artifacts import atomic_file
+
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _matplotlib(part: str) -> Any:
