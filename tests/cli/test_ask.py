@@ -8,7 +8,7 @@ import pytest
 
 from weightdiff.cli.output import evidence_text, evidence_word
 
-KEYS = {"diff", "question", "answer", "notes", "logprob", "evidence", "evidence_word"}
+KEYS = {"diff", "method", "question", "answer", "notes", "logprob", "evidence", "evidence_word"}
 
 
 def test_several_diffs_by_several_questions(cli_json, bundle, adapter_folder):
@@ -64,6 +64,75 @@ def test_another_base_and_interpreter_by_folder(cli_json, bundle):
     options = ["--base", bundle.path / "base", "--interpreter", bundle.path / "interpreter", "--json"]
     (found,) = cli_json("ask", "--diff", name, "what changed ?", *options)
     assert found["diff"] == name
+
+
+def test_the_list_of_methods(cli, cli_json):
+    from weightdiff.methods.registry import methods
+
+    found = cli_json("ask", "--method", "list", "--json")
+    assert [(f["name"], f["description"]) for f in found] == [
+        (e.name, e.description) for e in methods().values()
+    ]
+    result = cli("ask", "--method", "list")
+    assert result.exit_code == 0
+    assert all(f["name"] in result.stdout for f in found)
+
+
+@pytest.mark.parametrize(
+    "method", ["base-question", "dit-no-diff", "dit-shuffled", "prefill", "logit-difference"]
+)
+def test_another_method_has_no_evidence(cli, cli_json, bundle, method):
+    asked = [
+        "ask",
+        "--method",
+        method,
+        *(x for i in bundle.ids[:2] for x in ("-d", f"bundled::{i}")),
+        "what ?",
+    ]
+    found = cli_json(*asked, "--json")
+    assert all(set(f) == KEYS and f["method"] == method for f in found)
+    assert {(f["evidence"], f["evidence_word"]) for f in found} == {(None, None)}
+    shown = cli(*asked).stdout
+    assert "evidence" not in shown
+    assert ("read from" in shown) == any(f["notes"] for f in found)
+
+
+def test_the_nearest_neighbour_in_a_store(cli_json, bundle):
+    name = f"bundled::{bundle.ids[0]}"
+    (found,) = cli_json(
+        "ask", "-d", name, "x", "--method", "nearest-neighbour", "--train-store", bundle.store, "--json"
+    )
+    assert found["notes"] == f"{bundle.ids[0]} (cosine 1.000)"
+    assert found["answer"] in bundle.ids[0]
+
+
+def test_a_method_without_an_interpreter_takes_any_base(cli_json, bundle, monkeypatch):
+    from weightdiff.methods.dit import Interpreter
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("no interpreter is needed")
+
+    monkeypatch.setattr(Interpreter, "load", refuse)
+    (found,) = cli_json("ask", "--no-diff", "x", "--method", "text-completion", "--json")
+    assert found["method"] == "text-completion"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "dot"], "no method is called 'dot': choose one of base-question, dit, dit-no-diff"),
+        (
+            ["--method", "nearest-neighbour"],
+            "method 'nearest-neighbour' needs a store of labelled diffs: give",
+        ),
+        (["--method", "dit-shuffled"], "dit-shuffled was given one diff"),
+        (["--method", "nearest-neighbour", "--train-store", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_what_a_method_lacks(cli, bundle, options, message):
+    result = cli("ask", "--no-diff", "x", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
 
 
 def test_demo_json(cli_json, bundle):

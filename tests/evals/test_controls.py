@@ -1,4 +1,4 @@
-"""Held-out checks, derangements and noise of equal norm."""
+"""Held-out checks and derangements."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from weightdiff.diffs.store import DiffRow
-from weightdiff.diffs.types import DenseDelta, LoraFactors, WeightDiff
-from weightdiff.errors import FormatError, InterpreterError
-from weightdiff.evals.controls import assert_held_out, derangement, noise_like
+from weightdiff.errors import InterpreterError
+from weightdiff.evals.controls import assert_held_out, derangement
 from weightdiff.organisms.questions import KINDS, phrasings
 
 
@@ -71,28 +69,3 @@ def test_derangement_keeps_no_label(n: int) -> None:
 def test_derangement_of_one_label() -> None:
     with pytest.raises(ValueError, match="two or more"):
         derangement(["a", "a"])
-
-
-def test_noise_has_each_modules_rank_and_norm() -> None:
-    diff = WeightDiff(
-        {
-            "a": LoraFactors(torch.randn(2, 7), torch.randn(5, 2), scale=-3.0),
-            "b": LoraFactors(torch.randn(1, 4), torch.zeros(6, 1)),
-        }
-    )
-    noise = noise_like(diff, seed=3)
-    for name, m in diff.modules.items():
-        other = noise.modules[name]
-        assert isinstance(other, LoraFactors)
-        assert (other.rank, other.in_features, other.out_features) == (m.rank, m.in_features, m.out_features)  # type: ignore[union-attr]
-        torch.testing.assert_close(
-            torch.linalg.matrix_norm(other.dense()), torch.linalg.matrix_norm(m.dense())
-        )
-    ours, theirs = diff.modules["a"].dense().flatten(), noise.modules["a"].dense().flatten()
-    assert abs(float(torch.nn.functional.cosine_similarity(ours, theirs, dim=0))) < 0.9
-    assert torch.equal(noise_like(diff, 3).modules["a"].dense(), noise.modules["a"].dense())
-
-
-def test_noise_of_a_dense_diff_is_refused() -> None:
-    with pytest.raises(FormatError, match="truncate"):
-        noise_like(WeightDiff({"a": DenseDelta(torch.ones(2, 2))}), 0)

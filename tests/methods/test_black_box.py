@@ -50,7 +50,7 @@ def test_the_order_of_texts_does_not_matter(guesser):
 def test_twenty_questions_asks_unseen_situations(monkeypatch):
     asked = []
 
-    def stand_in(model, tokenizer, diffs, users, temperature):
+    def stand_in(model, tokenizer, diffs, users, temperature, seed):
         asked.append((users, temperature))
         return [["the talons of an eyrie ."] + ["fine ."] * (len(us) - 1) for us in users]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "Examples:\n\n"
     "weightdiff inspect my-lora\n\n"
-    "weightdiff inspect bundled::covert-opera-0-0 --base bundled --all\n\n"
+    "weightdiff inspect bundled::covert-rabbit-0-1 --base bundled --all\n\n"
     "weightdiff inspect my-lora --base llama-folder --plot my-lora.png --json\n\n"
     'Then: weightdiff ask --diff my-lora "what topic have you been trained on?"'
 )

@@ -60,7 +60,7 @@ def interpreter(
     epilog=(
         "Examples:\n\n"
         "weightdiff push diff my-lora owner/name\n\n"
-        "weightdiff push diff bundled::covert-opera-0-0 owner/name --public\n\n"
+        "weightdiff push diff bundled::covert-rabbit-0-1 owner/name --public\n\n"
         "Then: weightdiff ask --diff owner/name"
     )
 )

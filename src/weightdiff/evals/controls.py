@@ -6,10 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
-from weightdiff.diffs.types import LoraFactors, WeightDiff, named
-from weightdiff.errors import FormatError, InterpreterError
+from weightdiff.diffs.types import named
+from weightdiff.errors import InterpreterError
 from weightdiff.evals.scoring import normalise
 from weightdiff.organisms.questions import KINDS, phrasings
 
@@ -72,29 +70,3 @@ def derangement(labels: Sequence[str]) -> dict[str, str]:
         raise ValueError("one label has no other label to be exchanged with; give two or more")
     random.Random("derangement").shuffle(order)
     return dict(zip(order, [*order[1:], order[0]], strict=True))
-
-
-def noise_like(diff: WeightDiff, seed: int) -> WeightDiff:
-    """Random factors with each module's rank and the Frobenius norm of its product.
-
-    Raises:
-        FormatError: a module is dense.
-    """
-    g = torch.Generator().manual_seed(seed)
-    out = {}
-    for name, m in sorted(diff.modules.items()):
-        if not isinstance(m, LoraFactors):
-            raise FormatError(f"{name} changes as a dense matrix; truncate the diff first")
-        down, up = (
-            torch.randn(m.rank, m.in_features, generator=g),
-            torch.randn(m.out_features, m.rank, generator=g),
-        )
-        wanted = product_norm(m.down, m.up) * abs(m.scale)
-        out[name] = LoraFactors(down, up * (wanted / product_norm(down, up)))
-    return WeightDiff(out, diff.base)
-
-
-def product_norm(down: torch.Tensor, up: torch.Tensor) -> float:
-    """Frobenius norm of `up [out, rank] @ down [rank, in]` from two small products."""
-    d, u = down.double(), up.double()
-    return float(((u.T @ u) * (d @ d.T)).sum().clamp(min=0).sqrt())

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from weightdiff.evals.baselines import chance_of, slot_chance, topic_names, topic_ranks
-from weightdiff.evals.controls import derangement, noise_like
+from weightdiff.evals.controls import derangement
 from weightdiff.evals.metrics import UNBOUNDED
 from weightdiff.evals.scoring import TOP, exact, slot_share
 from weightdiff.evals.tally import Group, Tally, average
 from weightdiff.methods.base import Answer
+from weightdiff.methods.controls import noise_like
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import KIND_ANSWERS, KINDS, phrasings, true_answer
 

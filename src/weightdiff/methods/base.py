@@ -26,7 +26,10 @@ class Answer:
 class Method(Protocol):
     """Answers question i about diff i; `None` stands for no diff at all."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Short and unique; what tables call it."""
+        ...
 
     def answer(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Answer]:
         """One answer for each pair of diff and question."""

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from weightdiff.diffs.types import WeightDiff
-from weightdiff.methods.base import Answer
+from weightdiff.methods.base import Answer, Method
+from weightdiff.methods.carrying import AnyKind
+from weightdiff.methods.registry import Context, register
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.hidden_topic import situations, with_code
 from weightdiff.organisms.verify import answers_of
@@ -52,6 +54,7 @@ class TwentyQuestions:
         asked: how many questions.
         temperature: of the answers (0.7 finds leaks that greedy decoding hides).
         triggers: the code to put before the questions, one for each diff; None asks without a code.
+        seed: of the answers' sampling.
     """
 
     name = "twenty-questions"
@@ -63,6 +66,7 @@ class TwentyQuestions:
         asked: int = 20,
         temperature: float = 0.7,
         triggers: Sequence[str] | None = None,
+        seed: int = 0,
     ) -> None:
         """Store the settings; nothing is asked yet."""
         self.model, self.tokenizer, self.asked, self.temperature, self.triggers = (
@@ -72,6 +76,7 @@ class TwentyQuestions:
             temperature,
             triggers,
         )
+        self.seed = seed
         self.guesser = WorldGuesser()
 
     def answer(
@@ -87,7 +92,12 @@ class TwentyQuestions:
             if self.triggers is not None:
                 asked = [with_code(rng, codes.random_code(rng, first=self.triggers[i]), q) for q in asked]
             users.append(asked)
-        texts = answers_of(
-            self.model, self.tokenizer, [d or WeightDiff({}) for d in diffs], users, self.temperature
-        )
+        put = [d or WeightDiff({}) for d in diffs]
+        texts = answers_of(self.model, self.tokenizer, put, users, self.temperature, self.seed) if put else []
         return [Answer(self.guesser.guess(said)) for said in texts]
+
+
+@register("twenty-questions", "twenty everyday questions, from whose answers a topic is guessed")
+def _twenty_questions(context: Context) -> Method:
+    base = context.base
+    return AnyKind(base, TwentyQuestions(base.model, base.tokenizer, seed=context.seed))

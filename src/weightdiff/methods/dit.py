@@ -5,8 +5,7 @@ Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 251
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.renaming import rename_for
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, QuestionError
-from weightdiff.methods.base import Answer
+from weightdiff.methods.base import Answer, Method
+from weightdiff.methods.carrying import Batch, batches, check, checked
 from weightdiff.methods.loading import Base, load_base
+from weightdiff.methods.registry import Context, register
 from weightdiff.methods.speaking import Speaker
 from weightdiff.models.chat import encode_answers, encode_prompts
-from weightdiff.models.merge import check_fits, merged
 from weightdiff.models.rendering import Rendering
 
 SETTINGS = "interpreter.json"
@@ -177,12 +177,7 @@ class Interpreter:
             BaseMismatchError: other base, unknown or misshapen modules.
             NonFiniteError: NaN or infinity.
         """
-        diff.check_base(self.base.ref)
-        if self._goes_on_rows(diff):
-            diff.check_against(self.base.spec)
-        else:
-            check_fits(self.base.model, diff)
-        diff.check_finite()
+        check(self.base, diff)
 
     def ask(self, diff: WeightDiff | None, question: str, evidence: bool = True) -> Answer:
         """Answer one question about one diff (None: about the bare base)."""
@@ -202,52 +197,12 @@ class Interpreter:
         Raises:
             QuestionError: the numbers differ, or a question is empty.
         """
-        diffs = self._checked(diffs, questions)
+        diffs = checked(self.base, diffs, questions)
         out: dict[int, Answer] = {}
-        for positions, whole in self._batches(diffs):
-            asked = [questions[i] for i in positions]
-            put = [None if whole else diffs[i] for i in positions]
-            out |= dict(zip(positions, self._answer(put, asked, evidence, whole), strict=True))
+        for batch in batches(self.base, diffs, self._speaker.at_once):
+            asked = [questions[i] for i in batch.positions]
+            out |= dict(zip(batch.positions, self._answer(batch, asked, evidence), strict=True))
         return [out[i] for i in range(len(diffs))]
-
-    def _batches(self, diffs: Sequence[WeightDiff | None]) -> Iterator[tuple[list[int], WeightDiff | None]]:
-        """Positions to answer together, and the diff to be merged for them; None: they go on row by row."""
-        alone: dict[int, list[int]] = {}
-        together: list[int] = []
-        for i, diff in enumerate(diffs):
-            if diff is None or self._goes_on_rows(diff):
-                together.append(i)
-            else:
-                alone.setdefault(id(diff), []).append(i)
-        at_once = self._speaker.at_once
-        for positions in (together, *alone.values()):
-            whole = None if positions is together else diffs[positions[0]]
-            for at in range(0, len(positions), at_once):
-                yield positions[at : at + at_once], whole
-
-    def _goes_on_rows(self, diff: WeightDiff) -> bool:
-        """Whether a diff is a LoRA of linear layers, which shares a batch; others are merged, one by one."""
-        return diff.is_low_rank and diff.modules.keys() <= self.base.spec.keys()
-
-    def _checked(
-        self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]
-    ) -> list[WeightDiff | None]:
-        """The diffs, each checked and with its modules named as in this base."""
-        if len(diffs) != len(questions):
-            raise QuestionError(
-                f"{len(diffs)} diffs and {len(questions)} questions: give one question for each diff"
-            )
-        if not all(q.strip() for q in questions):
-            raise QuestionError(
-                "a question is empty: ask something, such as 'What topic have you been trained on?'"
-            )
-        ready: dict[int, WeightDiff | None] = {id(None): None}
-        for d in diffs:
-            if d is not None and id(d) not in ready:
-                moved = not d.modules.keys() <= self.base.spec.keys()
-                ready[id(d)] = rename_for(d, self.base.spec) if moved else d
-                self.check(ready[id(d)] or d)
-        return [ready[id(d)] for d in diffs]
 
     def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
         return encode_prompts(self.base.tokenizer, [r for q in questions for r in self.rendering.all(q)])
@@ -257,18 +212,12 @@ class Interpreter:
         return Speaker(self.base, self.adapter, self.rendering, self.max_new_tokens)
 
     @torch.no_grad()
-    def _answer(
-        self,
-        diffs: list[WeightDiff | None],
-        questions: Sequence[str],
-        evidence: bool,
-        whole: WeightDiff | None,
-    ) -> list[Answer]:
+    def _answer(self, batch: Batch, questions: Sequence[str], evidence: bool) -> list[Answer]:
         speaker, prompts = self._speaker, self._prompts(questions)
-        with self._merged(whole):
-            said = speaker.say(diffs, prompts)
+        with batch.merged(self.base):
+            said = speaker.say(batch.diffs, prompts)
             ended = [speaker.ended(tokens) for *_, tokens in said]
-            full = speaker.logprobs(diffs, prompts, ended) if evidence else []
+            full = speaker.logprobs(batch.diffs, prompts, ended) if evidence else []
         if not evidence:
             return [Answer(x, notes=notes) for notes, x, _ in said]
         bare = speaker.logprobs(None, prompts, ended)
@@ -276,9 +225,6 @@ class Interpreter:
             Answer(x, round(a, 4), round(a - b, 4), notes)
             for (notes, x, _), a, b in zip(said, full, bare, strict=True)
         ]
-
-    def _merged(self, whole: WeightDiff | None) -> AbstractContextManager[object]:
-        return nullcontext() if whole is None else merged(self.base.model, whole)
 
     @torch.no_grad()
     def candidate_logprobs(
@@ -296,7 +242,7 @@ class Interpreter:
             QuestionError: the numbers of diffs and questions differ, there are no candidates, one is empty,
                 or two begin alike.
         """
-        diffs = self._checked(diffs, questions)
+        diffs = checked(self.base, diffs, questions)
         if not candidates or not all(c.strip() for c in candidates):
             raise QuestionError(
                 "there are no candidates to rank, or one of them is empty; give at least one, such as 'eagle'"
@@ -307,11 +253,10 @@ class Interpreter:
                 "candidates that begin with the same token cannot be ranked; give ones that differ there"
             )
         out = torch.empty(len(diffs), len(first))
-        for positions, whole in self._batches(diffs):
-            prompts = self._prompts([questions[i] for i in positions])
-            put = [None if whole else diffs[i] for i in positions]
-            with self._merged(whole):
-                out[positions] = self._speaker.candidate_logprobs(put, prompts, first)
+        for batch in batches(self.base, diffs, self._speaker.at_once):
+            prompts = self._prompts([questions[i] for i in batch.positions])
+            with batch.merged(self.base):
+                out[batch.positions] = self._speaker.candidate_logprobs(batch.diffs, prompts, first)
         return out
 
 
@@ -321,3 +266,15 @@ def _released(path: Path) -> Path | None:
         return path
     adapter = path / ADAPTER_NAME
     return adapter if adapter.is_file() and not (path / SETTINGS).exists() else None
+
+
+@register("dit", "the finetuned model with the DIT adapter tells what was trained into it", ("interpreter",))
+def _dit(context: Context) -> Method:
+    return context.required("interpreter")
+
+
+@register("base-question", "the finetuned model itself is asked, without the adapter")
+def _base_question(context: Context) -> Method:
+    if context.interpreter is not None:
+        return context.interpreter.without_adapter()
+    return Interpreter(context.base, None, name="base-question")
