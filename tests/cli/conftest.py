@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,20 @@ def cli() -> Callable[..., Result]:
 
     def call(*arguments: Any) -> Result:
         return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    return call
+
+
+@pytest.fixture
+def refused(cli: Callable[..., Result]) -> Callable[..., str]:
+    """Runs a command that must be refused in one line with exit code 2, and returns that line."""
+
+    def call(*arguments: Any) -> str:
+        result = cli(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        assert re.fullmatch(r"error: [^\n]+\n", result.stderr), result.stderr
+        return result.stderr
 
     return call
 

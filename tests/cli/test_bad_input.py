@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 
 import pytest
@@ -11,20 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def refused(cli, bundle):
-    """Runs a command that must fail cleanly and returns its one line."""
-
-    def call(*arguments):
-        result = cli(*arguments)
-        assert result.exit_code == 2, result.output
-        assert result.stdout == ""
-        assert re.fullmatch(r"error: [^\n]+\n", result.stderr), result.stderr
-        return result.stderr
-
-    return call
+pytestmark = pytest.mark.usefixtures("bundle")
 
 
 def _changed(folder, change):

@@ -38,7 +38,7 @@ def diff_of(seed, dtype=torch.float16, rank=2):
 @pytest.fixture
 def release(tmp_path):
     """Three diffs of a DIT release, one of another dtype."""
-    diffs = [diff_of(0), diff_of(1, torch.bfloat16), diff_of(2)]
+    diffs = [diff_of(0), diff_of(1, torch.bfloat16), diff_of(2, rank=3)]
     write_dit(
         [
             (diffs[0], "chess", 417, "train"),

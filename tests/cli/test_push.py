@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 
 import pytest
 
 LOGIN = "hf auth login"
-
-
-@pytest.fixture
-def refused(cli):
-    def call(*arguments):
-        result = cli(*arguments)
-        assert result.exit_code == 2, result.output
-        assert result.stdout == ""
-        assert re.fullmatch(r"error: [^\n]+\n", result.stderr), result.stderr
-        return result.stderr
-
-    return call
 
 
 @pytest.mark.usefixtures("logged_in")

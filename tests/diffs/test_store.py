@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from weightdiff.diffs import shards
 from weightdiff.diffs.store import DiffRow, DiffStore
@@ -46,7 +47,37 @@ def assert_same(found: WeightDiff, expected: WeightDiff) -> None:
         got = found.modules[name]
         assert torch.equal(got.down, m.down)
         assert torch.equal(got.up, m.up)
-        assert got.scale == torch.tensor(m.scale, dtype=torch.float32).item()
+        assert got.scale == m.scale
+
+
+def test_scales_are_kept_to_the_last_bit(store, random_diff):
+    """In float32 where it holds them all, as all shards had it once, else in float64; stacks fold them in."""
+    store.append([(make_row("plain"), random_diff(scale=0.5))], torch.float32)
+    thirds = [random_diff(scale=scale, seed=i) for i, scale in enumerate((1 / 3, 0.5, 1e-60))]
+    store.append([(make_row(f"third{i}"), d) for i, d in enumerate(thirds)], torch.float32)
+    kept = [load_file(path)["layers.0.q.scale"].dtype for path in sorted(store.path.glob("shard-*"))]
+    assert kept == [torch.float32, torch.float64]
+    again = DiffStore.open(store.path)
+    for i, diff in enumerate(thirds):
+        assert_same(again.read(f"third{i}"), diff)
+    _, up = again.stack(["third0", "plain"]).modules["layers.0.q"]
+    torch.testing.assert_close(up[0], thirds[0].modules["layers.0.q"].up / 3)
+    torch.testing.assert_close(up[1], random_diff().modules["layers.0.q"].up / 2)
+
+
+def test_rows_that_say_too_much_for_one_shard_are_refused(store, random_diff, monkeypatch):
+    monkeypatch.setattr(shards, "_MAX_HEADER_BYTES", 4 << 20)
+    wordy = [(make_row(f"r{i}", record={"text": "x" * 700_000}), random_diff()) for i in range(4)]
+    with pytest.raises(
+        StoreError, match=r"what 4 rows say of themselves takes 2 MiB, .* append fewer rows at once"
+    ):
+        store.append(wordy)
+    assert not list(store.path.glob("shard-*"))
+    store.append(wordy[:2])
+    store.append(wordy[2:])
+    monkeypatch.setattr(shards, "_MAX_HEADER_BYTES", 1 << 20)
+    with pytest.raises(StoreError, match=r"its header has \d+ bytes, and 1048576 are the most"):
+        DiffStore.open(store.path)
 
 
 def test_rows_and_diffs_come_back(store, base, random_diff):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from weightdiff.diffs.types import DenseDelta, WeightDiff
@@ -53,6 +54,17 @@ def test_peft_computes_and_says_the_same(interpreter, diffs, tmp_path, which):
     readme = (out / "README.md").read_text()
     assert f"base_model: {interpreter.base.ref.name}" in readme
     assert json.dumps(asked["user_messages"][0]) in readme
+
+
+def test_modules_that_moved_between_versions_are_found(interpreter, diffs, tmp_path):
+    moved = WeightDiff({f"language_model.{k}": m for k, m in diffs[1].modules.items()})
+    found = [
+        export(interpreter, d, tmp_path / n) / "adapter_model.safetensors"
+        for n, d in (("a", moved), ("b", diffs[1]))
+    ]
+    first, second = (load_file(file) for file in found)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_what_cannot_be_one_lora_is_refused(interpreter, diffs, embedded_base, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -175,3 +176,32 @@ def hand_merged() -> Callable[..., nn.Module]:
         return merged
 
     return merge
+
+
+@pytest.fixture
+def under_peft() -> Callable[..., nn.Module]:
+    """Puts LoRAs, `name: (factors, scale)`, on a model by PEFT's own hands, all of them switched on."""
+
+    def wrap(model: nn.Module, adapters: dict[str, tuple[dict[str, tuple[Tensor, Tensor]], float]]):
+        wrapped = None
+        for name, (factors, scale) in adapters.items():
+            rank = next(iter(factors.values()))[0].shape[0]
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=scale * rank,
+                target_modules=list(factors),
+                task_type="CAUSAL_LM",
+                fan_in_fan_out=type(model).__name__.startswith("GPT2"),
+            )
+            if wrapped is None:
+                wrapped = get_peft_model(model, config, adapter_name=name)
+            else:
+                wrapped.add_adapter(name, config)
+            for module, (down, up) in factors.items():
+                layer = wrapped.get_base_model().get_submodule(module)
+                layer.lora_A[name].weight.data.copy_(down)
+                layer.lora_B[name].weight.data.copy_(up)
+        wrapped.base_model.set_adapter(list(adapters))
+        return wrapped.eval()
+
+    return wrap

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from weightdiff.diffs.types import LoraFactors, WeightDiff
 from weightdiff.errors import BaseMismatchError
@@ -26,31 +25,10 @@ PROMPTS = [
 NEW_TOKENS = 5
 
 
-def under_peft(model, adapters):
-    """The model with several LoRAs switched on at once, by PEFT's own hands."""
-    for name, factors in adapters.items():
-        rank = next(iter(factors.values()))[0].shape[0]
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=rank,
-            target_modules=list(factors),
-            task_type="CAUSAL_LM",
-            fan_in_fan_out=type(model).__name__.startswith("GPT2"),
-        )
-        if name == "diff":
-            wrapped = get_peft_model(model, config, adapter_name=name)
-        else:
-            wrapped.add_adapter(name, config)
-        for module, (down, up) in factors.items():
-            layer = wrapped.get_base_model().get_submodule(module)
-            layer.lora_A[name].weight.data.copy_(down)
-            layer.lora_B[name].weight.data.copy_(up)
-    wrapped.base_model.set_adapter(list(adapters))
-    return wrapped.eval()
-
-
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-def test_eight_diffs_and_an_adapter_equal_eight_peft_models(any_kind, engine_model, random_lora, stack_slots):
+def test_eight_diffs_and_an_adapter_equal_eight_peft_models(
+    any_kind, engine_model, random_lora, stack_slots, under_peft
+):
     model = engine_model(any_kind)
     spec = {n: size for n, size in model_spec(model).items() if "vision" not in n and "projector" not in n}
     loras = [random_lora(spec, 2, seed, size=0.2) for seed in range(8)]
@@ -61,7 +39,7 @@ def test_eight_diffs_and_an_adapter_equal_eight_peft_models(any_kind, engine_mod
         got = model(input_ids=ids, attention_mask=mask, position_ids=position).logits
         said = generate(model, ids, mask, NEW_TOKENS, None, 0)
     for row, (lora, prompt) in enumerate(zip(loras, PROMPTS, strict=True)):
-        peft = under_peft(engine_model(any_kind), {"diff": lora, "adapter": adapter})
+        peft = under_peft(engine_model(any_kind), {"diff": (lora, 1.0), "adapter": (adapter, 1.0)})
         alone = torch.tensor([prompt])
         with torch.no_grad():
             want = peft(input_ids=alone).logits[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from weightdiff.errors import BaseMismatchError
 from weightdiff.models.multilora import BatchMismatchError, RowLoras, SharedLora, attach, switched_off
@@ -58,7 +57,7 @@ def test_regular_mapping_takes_the_fast_way(world):
 # PEFT asks transformers by a name that it is giving up; theirs to change.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "phi3"])
-def test_batch_equals_peft(kind, engine_model, random_lora, stack_slots, ids):
+def test_batch_equals_peft(kind, engine_model, random_lora, stack_slots, under_peft, ids):
     model = engine_model(kind)
     spec = model_spec(model)
     scales = (2.0, 0.5, 1.0)
@@ -77,36 +76,10 @@ def test_batch_equals_peft(kind, engine_model, random_lora, stack_slots, ids):
     with torch.no_grad(), attach(model, RowLoras(stack_slots(folded), 2), [SharedLora(adapter, scale=1.5)]):
         got = model(ids).logits
     for slot, (lora, scale) in enumerate(zip(loras, scales, strict=True)):
-        peft_model = _peft(engine_model(kind), {"diff": (lora, scale), "adapter": (adapter, 1.5)})
+        peft_model = under_peft(engine_model(kind), {"diff": (lora, scale), "adapter": (adapter, 1.5)})
         with torch.no_grad():
             want = peft_model(ids[2 * slot : 2 * slot + 2]).logits
         torch.testing.assert_close(got[2 * slot : 2 * slot + 2], want, **TOLERANCE)
-
-
-def _peft(model, adapters):
-    """The model under PEFT, with `name: (factors, scale)` combined by PEFT's rank concatenation."""
-    wrapped = None
-    for name, (factors, scale) in adapters.items():
-        rank = next(iter(factors.values()))[0].shape[0]
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=scale * rank,
-            target_modules=list(factors),
-            lora_dropout=0.0,
-            task_type="CAUSAL_LM",
-            fan_in_fan_out=type(model).__name__.startswith("GPT2"),
-        )
-        if wrapped is None:
-            wrapped = get_peft_model(model, config, adapter_name=name)
-        else:
-            wrapped.add_adapter(name, config)
-        for module, (down, up) in factors.items():
-            layer = wrapped.get_base_model().get_submodule(module)
-            layer.lora_A[name].weight.data.copy_(down)
-            layer.lora_B[name].weight.data.copy_(up)
-    wrapped.add_weighted_adapter(list(adapters), [1.0] * len(adapters), "both", combination_type="cat")
-    wrapped.set_adapter("both")
-    return wrapped.eval()
 
 
 def test_gradients_equal_single_runs(world, ids):

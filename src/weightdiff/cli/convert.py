@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,8 +60,9 @@ def convert(
 ) -> None:
     """Convert diffs between PEFT folders, the files of the DIT release, and diff stores.
 
-    Conversions of low-rank diffs keep every bit. Dense ones are truncated first (--rank or --energy), and
-    what that lost is reported. A source of many diffs gives one PEFT folder for each.
+    Conversions of low-rank diffs keep every bit (a store holds no float64, and refuses it). Dense ones are
+    truncated first (--rank or --energy), and what that lost is reported. A source of many diffs gives one
+    PEFT folder for each.
     """
     common.refuse_occupied(out)
     if energy is not None and not 0 < energy <= 1:
@@ -126,8 +128,7 @@ def _low_rank(
             " with --rank or --energy"
         )
     before = algebra.norm(diff)
-    low, _ = algebra.truncate(diff, rank, energy)
-    low.parameters.clear()
+    low, _ = algebra.truncate(replace(diff, parameters={}), rank, energy)
     return low, (algebra.norm(low) / before) ** 2 if before else 1.0
 
 

@@ -98,11 +98,20 @@ def interpolate(first: WeightDiff, second: WeightDiff, t: float) -> WeightDiff:
     return combine([first, second], [1.0 - t, t])
 
 
-def spectrum(m: ModuleDelta, rank: int | None = None, seed: int = 0) -> Spectrum:
+def spectrum(
+    m: ModuleDelta, rank: int | None = None, seed: int = 0, exact_side: int | None = None
+) -> Spectrum:
     """Thin SVD of a module's change, float64, signs chosen so that it is unique.
 
-    Low-rank modules: exact, at most `m.rank` values. Dense ones: exact up to `FULL_SVD_SIDE`; above, only
-    the first `rank` values (which must then be given) by a randomized SVD (block Krylov, arXiv:1504.05477).
+    Low-rank modules: exact, at most `m.rank` values. Dense ones: exact where the smaller side is at most
+    `exact_side`; above, only the first `rank` values (which must then be given) by a randomized SVD (block
+    Krylov, arXiv:1504.05477).
+
+    Args:
+        m: low-rank or dense.
+        rank: most values to give; None for all.
+        seed: of the randomized SVD.
+        exact_side: `FULL_SVD_SIDE` unless said otherwise.
 
     Raises:
         ValueError: a large dense matrix without a `rank`.
@@ -112,7 +121,7 @@ def spectrum(m: ModuleDelta, rank: int | None = None, seed: int = 0) -> Spectrum
         right, inner_right = _qr(m.down.double().T)
         core = _svd(m.scale * inner_left @ inner_right.T)
         found = Spectrum(left @ core.left, core.values, core.right @ right.T)
-    elif min(m.delta.shape) <= FULL_SVD_SIDE:
+    elif min(m.delta.shape) <= (FULL_SVD_SIDE if exact_side is None else exact_side):
         found = _svd(m.delta.double())
     elif rank is None:
         raise ValueError(f"a matrix of {tuple(m.delta.shape)} needs a rank for its randomized SVD")
@@ -123,6 +132,20 @@ def spectrum(m: ModuleDelta, rank: int | None = None, seed: int = 0) -> Spectrum
     at = found.left[:, :k].abs().argmax(0)
     signs = torch.where(found.left[at, torch.arange(k, device=at.device)] < 0, -1.0, 1.0).double()
     return Spectrum(found.left[:, :k] * signs, found.values[:k], found.right[:k] * signs[:, None])
+
+
+def check_target(rank: int | None, energy: float | None) -> None:
+    """Refuse what `truncated` cannot aim at.
+
+    Raises:
+        ValueError: neither a rank nor an energy, or a senseless one.
+    """
+    if rank is None and energy is None:
+        raise ValueError("give a rank, or a share of the energy to keep")
+    if rank is not None and rank < 1:
+        raise ValueError(f"a rank must be 1 or more, not {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"a share of the energy lies above 0 and up to 1, not {energy}")
 
 
 def truncated(
@@ -143,7 +166,7 @@ def truncated(
     Raises:
         ValueError: neither or a senseless `rank` or `energy`.
     """
-    _check_target(rank, energy)
+    check_target(rank, energy)
     total = squared_norm(m)
     found = _enough(m, rank, energy, total, seed)
     kept = found.values.square().cumsum(0)
@@ -345,15 +368,6 @@ def _enough(m: ModuleDelta, rank: int | None, energy: float | None, total: float
         if k == most or float(found.values.square().sum()) >= energy * total:
             return found
         k = min(2 * k, most)
-
-
-def _check_target(rank: int | None, energy: float | None) -> None:
-    if rank is None and energy is None:
-        raise ValueError("give a rank, or a share of the energy to keep")
-    if rank is not None and rank < 1:
-        raise ValueError(f"a rank must be 1 or more, not {rank}")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"a share of the energy lies above 0 and up to 1, not {energy}")
 
 
 def _check_alike(name: str, first: ModuleDelta, second: ModuleDelta) -> None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from weightdiff.artifacts import read_json
-from weightdiff.diffs.pickles import refuse_bombs
+from weightdiff.diffs.pickles import load_tensors
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.tensorfiles import is_whole, open_tensors
 from weightdiff.diffs.types import named
@@ -352,8 +352,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             f"{path} is no whole zip file of torch.save; copy it again, or save it as safetensors"
         )
     try:
-        refuse_bombs(path)
-        value: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        value: Any = load_tensors(path)
     except Exception as error:  # a hostile pickle can make the restricted unpickler fail in any way
         reason = str(error).partition("\n")[0].strip()
         raise FormatError(

@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from weightdiff.diffs.algebra import truncated
+from weightdiff.diffs.algebra import check_target, truncated
 from weightdiff.diffs.differences import Change, Progress, difference
 from weightdiff.diffs.factors import DenseDelta, LoraFactors, ModuleDelta
 from weightdiff.diffs.pairing import Kind, Tally
@@ -112,9 +111,7 @@ def extract(
     """
     whole = rank is None and energy is None
     if not whole:
-        truncated(
-            DenseDelta(torch.zeros(1, 1)), rank, energy
-        )  # refuses what makes no sense before all reading
+        check_target(rank, energy)  # before anything is read
     tally, read = Tally(), base.bytes_read + finetuned.bytes_read
     modules: dict[str, ModuleDelta] = {}
     parameters: dict[str, Tensor] = {}

@@ -118,11 +118,12 @@ def fold_scale(up: torch.Tensor, scale: float | torch.Tensor, dtype: torch.dtype
 
     Args:
         up: [..., out, rank].
-        scale: a number, or a float32 tensor that broadcasts against `up`.
+        scale: a number, or a tensor that broadcasts against `up`.
         dtype: of the result.
     """
     wide = torch.promote_types(torch.promote_types(up.dtype, dtype), torch.float32)
-    return (up.to(wide) * scale).to(dtype)
+    factor = scale.to(wide) if isinstance(scale, torch.Tensor) else scale
+    return (up.to(wide) * factor).to(dtype)
 
 
 def tensors_of(m: ModuleDelta) -> tuple[torch.Tensor, ...]:

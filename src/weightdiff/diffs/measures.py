@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightdiff.diffs.algebra import FULL_SVD_SIDE, spectrum
+from weightdiff.diffs.algebra import FULL_SVD_SIDE, Spectrum, spectrum
 from weightdiff.diffs.factors import DenseDelta, LoraFactors, ModuleDelta, is_finite
 
 ENERGY = 0.99
@@ -31,10 +31,8 @@ BASE_DIRECTIONS = 16
 """At most so many top directions of a base weight are compared with, and a quarter of its smaller side."""
 BASE_EXACT_SIDE = 256
 """Base weights whose smaller side is at most this get an exact SVD; larger ones a randomized one."""
-_OVERSAMPLING, _POWER_ITERATIONS = 10, 4
-_linalg: Any = torch.linalg  # typed in part only, as are the other two
+_linalg: Any = torch.linalg  # typed in part only, as is the other one
 _special: Any = torch.special
-_random: Any = torch.random
 
 
 @dataclass(frozen=True)
@@ -267,7 +265,8 @@ def _against(m: ModuleDelta, found: _Thin, weight: Tensor, frobenius: float) -> 
     height, width = weight.shape
     k = max(1, min(BASE_DIRECTIONS, min(height, width) // 4))
     wide = weight.to(found.rows.device, torch.promote_types(weight.dtype, torch.float32))
-    left, values, right = _top(wide, k)
+    top = _top(wide, k)
+    left, right = top.left, top.right.T
     if isinstance(m, LoraFactors):
         inside = m.scale * (left.T @ m.up.double()) @ (m.down.double() @ right)
     else:
@@ -276,7 +275,7 @@ def _against(m: ModuleDelta, found: _Thin, weight: Tensor, frobenius: float) -> 
     shares = [min(1.0, (_norm(part) / frobenius) ** 2) for part in parts]
     return AgainstBase(
         _ratio(frobenius, _norm(wide)),
-        _ratio(float(found.values[0]), float(values[0])),
+        _ratio(float(found.values[0]), float(top.values[0])),
         k,
         *shares,
         left_chance=k / height,
@@ -285,15 +284,9 @@ def _against(m: ModuleDelta, found: _Thin, weight: Tensor, frobenius: float) -> 
     )
 
 
-def _top(weight: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight's first k left vectors [out, k], singular values and right vectors [in, k], float64."""
-    if min(weight.shape) <= BASE_EXACT_SIDE:
-        left, values, right = _linalg.svd(weight.double(), full_matrices=False)
-        return left[:, :k], values[:k], right[:k].T
-    with _random.fork_rng(devices=[]):
-        _random.manual_seed(0)  # the sketch draws from the global stream
-        left, values, right = torch.svd_lowrank(weight, k + _OVERSAMPLING, niter=_POWER_ITERATIONS)
-    return left[:, :k].double(), values[:k].double(), right[:, :k].double()
+def _top(weight: Tensor, k: int) -> Spectrum:
+    """A weight's first k directions; above `BASE_EXACT_SIDE` by the randomized SVD."""
+    return spectrum(DenseDelta(weight), k, exact_side=BASE_EXACT_SIDE)
 
 
 def _norm(tensor: Tensor) -> float:

@@ -1,9 +1,10 @@
 """One shard of a DiffStore: a safetensors file that stacks many low-rank diffs and carries their rows.
 
 For every module there are `<module>.down [n, R, in]`, `<module>.up [n, out, R]` and `<module>.scale [n]`
-(float32), where R is the largest rank that module has in the shard; smaller ranks and absent modules are
-zeros. The header's metadata holds the rows and the true ranks, so a shard says everything about itself.
-A header is validated in full before a tensor is touched. Which shards make a store is `store`'s business.
+(float32, or float64 where that loses a digit), where R is the largest rank that module has in the shard;
+smaller ranks and absent modules are zeros. The header's metadata holds the rows and the true ranks, so a
+shard says everything about itself. A header is validated in full before a tensor is touched. Which shards
+make a store is `store`'s business.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from weightdiff.errors import NonFiniteError, StoreError
 
 SHARD_VERSION = 1
 _KEY = "weightdiff_shard"
-_MAX_HEADER_BYTES = 100_000_000  # the bound that safetensors itself sets
+_MAX_HEADER_BYTES = 24 << 20  # hostile JSON of this size, of brackets alone, fills most of a gibibyte
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_SCALE_DTYPES = {"F32": torch.float32, "F64": torch.float64}
 STORED_DTYPES = tuple(_DTYPES.values())
 
 
@@ -113,8 +115,8 @@ def write_shard(
     The hash is of the header's rows, so two writers that race for a number do not overwrite one another.
 
     Raises:
-        StoreError: if a diff has dense modules, shapes disagree, rows are no JSON, or `dtype` is none of
-            `STORED_DTYPES`.
+        StoreError: if a diff has dense modules, shapes disagree, rows are no JSON or too much of it for one
+            shard, or `dtype` is none of `STORED_DTYPES`.
         NonFiniteError: if a diff is not finite, or is no longer once it has `dtype`.
     """
     if dtype not in STORED_DTYPES:
@@ -131,6 +133,11 @@ def write_shard(
                 )
             shapes[name] = (max(rank, m.rank), width, height)
     header = _dump_header(cast_items, list(shapes))
+    if (length := len(header.encode())) > _MAX_HEADER_BYTES // 2:  # quoted as JSON within JSON, it grows
+        raise StoreError(
+            f"what {len(items)} rows say of themselves takes {length >> 20} MiB, too much for one shard;"
+            " append fewer rows at once"
+        )
     digest = hashlib.sha256(header.encode()).hexdigest()[:8]
     path = directory / f"shard-{number:05d}-{digest}.safetensors"
     with atomic_file(path) as temporary:
@@ -150,8 +157,10 @@ def read_header(path: Path) -> Shard:
         size = os.path.getsize(path)
         with open(path, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            if size < 8 or length > size - 8:
                 raise _damaged(path, "it is truncated within its header")
+            if length > _MAX_HEADER_BYTES:
+                raise _damaged(path, f"its header has {length} bytes, and {_MAX_HEADER_BYTES} are the most")
             header: Any = parse_json(stream.read(length))
         said: Any = parse_json(header.pop("__metadata__")[_KEY])
         if said["version"] != SHARD_VERSION:
@@ -224,11 +233,13 @@ def _stack(
     n = len(items)
     for name, (rank, width, height) in shapes.items():
         down, up = torch.zeros(n, rank, width, dtype=dtype), torch.zeros(n, height, rank, dtype=dtype)
-        scale = torch.zeros(n, dtype=torch.float32)
+        scale = torch.zeros(n, dtype=torch.float64)
         for i, (_, modules, _) in enumerate(items):
             if name in modules:
                 m = modules[name]
                 down[i, : m.rank], up[i, :, : m.rank], scale[i] = m.down.detach(), m.up.detach(), m.scale
+        short = scale.float()
+        scale = short if torch.equal(short.double(), scale) else scale
         tensors[f"{name}.down"], tensors[f"{name}.up"], tensors[f"{name}.scale"] = down, up, scale
     return tensors
 
@@ -267,7 +278,8 @@ def _check_tensors(
         begin, end = entry["data_offsets"]
         if not all(_is_count(number) for number in (begin, end, *entry["shape"])):
             raise _damaged(path, f"the shape or place of {key} is no row of counts")
-        item_bytes = _DTYPES[entry["dtype"]].itemsize
+        dtypes = _SCALE_DTYPES if key.endswith(".scale") else _DTYPES
+        item_bytes = dtypes[entry["dtype"]].itemsize
         if end - begin != math.prod(entry["shape"]) * item_bytes:
             raise _damaged(path, f"the size of {key} does not fit its shape")
         ends.append(end)

@@ -161,7 +161,7 @@ class DiffStore:
 
         Args:
             items: rows with their low-rank diffs.
-            dtype: of the stored factors; scales are kept in float32.
+            dtype: of the stored factors; scales are kept exactly.
 
         Raises:
             StoreError: if there are no items, an id is empty, taken or twice, a diff has dense modules, a

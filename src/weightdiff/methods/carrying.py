@@ -51,25 +51,28 @@ def goes_on_rows(base: Base, diff: WeightDiff) -> bool:
     return diff.is_low_rank and diff.modules.keys() <= base.spec.keys()
 
 
-def check(base: Base, diff: WeightDiff) -> None:
-    """Refuse a diff that is not one of this base's.
+def fitted(base: Base, diff: WeightDiff) -> WeightDiff:
+    """A diff with its modules named as in this base, checked to be one of it.
 
     Raises:
         BaseMismatchError: other base, unknown or misshapen modules.
         NonFiniteError: NaN or infinity.
     """
+    if not diff.modules.keys() <= base.spec.keys():
+        diff = rename_for(diff, base.spec)
     diff.check_base(base.ref)
     if goes_on_rows(base, diff):
         diff.check_against(base.spec)
     else:
         check_fits(base.model, diff)
     diff.check_finite()
+    return diff
 
 
 def checked(
     base: Base, diffs: Sequence[WeightDiff | None], questions: Sequence[str]
 ) -> list[WeightDiff | None]:
-    """The diffs, each checked and with its modules named as in this base; the same diff stays the same.
+    """The diffs, each `fitted` to this base; the same diff stays the same.
 
     Raises:
         QuestionError: there is not one question for each diff, or one is empty.
@@ -87,9 +90,7 @@ def checked(
     ready: dict[int, WeightDiff | None] = {id(None): None}
     for d in diffs:
         if d is not None and id(d) not in ready:
-            moved = not d.modules.keys() <= base.spec.keys()
-            ready[id(d)] = rename_for(d, base.spec) if moved else d
-            check(base, ready[id(d)] or d)
+            ready[id(d)] = fitted(base, d)
     return [ready[id(d)] for d in diffs]
 
 

@@ -22,7 +22,7 @@ from weightdiff.diffs.renaming import rename_for
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, QuestionError
 from weightdiff.methods.base import Answer, Method
-from weightdiff.methods.carrying import Batch, batches, check, checked
+from weightdiff.methods.carrying import Batch, batches, checked
 from weightdiff.methods.loading import Base, load_base
 from weightdiff.methods.registry import Context, register
 from weightdiff.methods.speaking import Speaker
@@ -169,15 +169,6 @@ class Interpreter:
         """The same without its adapter: asks M' itself, in plain wording unless `rendered`."""
         rendering = replace(self.rendering, notes_end="") if rendered else Rendering()
         return Interpreter(self.base, None, rendering, self.max_new_tokens, name="base-question")
-
-    def check(self, diff: WeightDiff) -> None:
-        """Refuse a diff that is not one of this base's.
-
-        Raises:
-            BaseMismatchError: other base, unknown or misshapen modules.
-            NonFiniteError: NaN or infinity.
-        """
-        check(self.base, diff)
 
     def ask(self, diff: WeightDiff | None, question: str, evidence: bool = True) -> Answer:
         """Answer one question about one diff (None: about the bare base)."""

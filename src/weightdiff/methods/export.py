@@ -18,6 +18,7 @@ from weightdiff.diffs.factors import fold_scale
 from weightdiff.diffs.formats.peft import write_peft
 from weightdiff.diffs.types import LoraFactors, ModuleDelta, WeightDiff
 from weightdiff.errors import FormatError, InterpreterError
+from weightdiff.methods.carrying import fitted
 from weightdiff.methods.dit import Interpreter
 from weightdiff.models.chat import chat_format
 from weightdiff.organisms.questions import phrasings
@@ -44,7 +45,7 @@ def export(interpreter: Interpreter, diff: WeightDiff, out: str | Path, overwrit
     """
     if interpreter.adapter is None:
         raise InterpreterError("an interpreter without an adapter has nothing to export; load a tuned one")
-    interpreter.check(diff)
+    diff = fitted(interpreter.base, diff)
     if not diff.is_low_rank:
         raise FormatError(
             "only a LoRA can be exported with the interpreter; make one of the diff first:"
@@ -54,10 +55,7 @@ def export(interpreter: Interpreter, diff: WeightDiff, out: str | Path, overwrit
     both = WeightDiff(_uniform(both), interpreter.base.ref, dict(diff.meta))
     gpt2 = any(type(m).__name__ == "Conv1D" for m in interpreter.base.model.modules())
     with atomic_directory(out, overwrite=overwrite) as folder:
-        write_peft(both, folder / "lora", fan_in_fan_out=gpt2)
-        for file in (folder / "lora").iterdir():
-            file.rename(folder / file.name)
-        (folder / "lora").rmdir()
+        write_peft(both, folder, fan_in_fan_out=gpt2)
         atomic_write_json(folder / ASKING, asking(interpreter))
         (folder / "README.md").write_text(_readme(interpreter, both), encoding="utf-8")
     return Path(out)

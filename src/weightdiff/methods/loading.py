@@ -82,9 +82,9 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token
     model.eval().requires_grad_(False)
     ref = ModelRef.of(model, name=str(name))
-    return Base(
-        model, tokenizer, replace(ref, architecture="", weights="") if four_bit else ref, model_spec(model)
-    )
+    if four_bit:  # packed weights have neither the base's shapes nor its values
+        ref = replace(ref, architecture="", weights="")
+    return Base(model, tokenizer, ref, model_spec(model))
 
 
 def _four_bits(dtype: Any) -> Any:

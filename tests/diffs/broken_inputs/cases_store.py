@@ -67,6 +67,14 @@ def store_nested_rows(folder: Path) -> Path:
     return store
 
 
+@case(r"its header has \d+ bytes, and \d+ are the most", read_store)
+def store_header_of_countless_lists(folder: Path) -> Path:
+    store = a_store(folder)
+    header = b"[" + b"[]," * 33_000_000 + b"[]]"
+    written(shard_of(store), len(header).to_bytes(8, "little") + header + bytes(8))
+    return store
+
+
 @case("is no file|cannot read", read_store)
 def store_shard_is_a_pipe(folder: Path) -> Path:
     os.mkfifo(a_store(folder) / "shard-00001-00000000.safetensors")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import warnings
-import zipfile
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from weightdiff.diffs.formats.dit_index import (
 )
 from weightdiff.diffs.formats.dit_pairs import factors_of, finite, pairs_of
 from weightdiff.diffs.formats.registry import Reader, register
-from weightdiff.diffs.pickles import refuse_bombs
+from weightdiff.diffs.pickles import load_tensors
 from weightdiff.diffs.tensorfiles import is_whole
 from weightdiff.diffs.types import WeightDiff, named
 from weightdiff.diffs.weights import BaseSource, Weights, needs_base, weights_of
@@ -217,10 +216,7 @@ def _load(path: Path) -> list[Any] | dict[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about kinds of pickles that it then refuses
-            refuse_bombs(path)
-            found: Any = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            found: Any = load_tensors(path)
     except Exception as error:  # what hostile or damaged bytes raise has no closed list
         raise FormatError(
             f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds objects other than"
