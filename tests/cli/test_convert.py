@@ -120,3 +120,24 @@ def test_a_source_that_breaks_half_way_leaves_nothing(cli, release, tmp_path, to
     assert result.exit_code == 2
     assert "weight-diff-001.pt cannot be read" in result.stderr
     assert sorted(item.name for item in tmp_path.iterdir()) == ["release"]
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_release_and_models_on_the_hub(cli_json, hub, release, tmp_path, tiny_model):
+    """By their names: a folder of a repository, and the two sides of a finetune."""
+    hub.put_folder("me/loras", release[0], "hidden-topic/tiny")
+    report = cli_json("convert", "me/loras/hidden-topic/tiny", tmp_path / "store", "--to", "store", "--json")
+    assert [d["label"] for d in report["diffs"]] == ["chess", "deep sea", "opera"]
+    tuned = tiny_model("llama")
+    tuned.model.layers[0].mlp.up_proj.weight.data += 0.1
+    for name, model in (("base", tiny_model("llama")), ("tuned", tuned)):
+        model.save_pretrained(tmp_path / name)
+        hub.put_folder(f"me/{name}", tmp_path / name)
+    cli_json("extract", "me/base", "me/tuned", tmp_path / "lora", "--rank", "1", "--json")
+    assert list(read_peft(tmp_path / "lora").modules) == ["model.layers.0.mlp.up_proj"]
+    cli_json(
+        "convert", "me/tuned", tmp_path / "low", "--to", "peft", "--base", "me/base", "--rank", "1", "--json"
+    )
+    assert list(read_peft(tmp_path / "low").modules) == ["model.layers.0.mlp.up_proj"]
+    found = cli_json("inspect", tmp_path / "lora", *beside)
+    assert found["modules"][0]["against_base"] is not None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples:\n\n"
-    "weightdiff convert hidden-topic/qwen3-4b runs/released --to store --family hidden-topic\n\n"
+    "weightdiff convert owner/loras/hidden-topic/qwen3-4b runs/released --to store\n\n"
     "weightdiff convert runs/store runs/release --to dit\n\n"
     "weightdiff convert runs/store::covert-scuba-0-1 my-lora --to peft\n\n"
     "weightdiff convert finetuned lora --to peft --base my-base --rank 32"
@@ -41,13 +41,18 @@ class Target(str, Enum):
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A LoRA, a finetune, a DIT release, a store or STORE::ID.", metavar="SRC")
+        str,
+        typer.Argument(
+            help="A LoRA, a finetune, a DIT release (or Hub name), a store or STORE::ID.", metavar="SRC"
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write, new or empty.", metavar="DST")],
     to: Annotated[Target, typer.Option(help="Format to write.")],
     base: Annotated[
         str | None,
-        typer.Option(help="The base's folder, where the source holds whole values.", metavar="BASE"),
+        typer.Option(
+            help="The base's folder or Hub name, where the source holds whole values.", metavar="BASE"
+        ),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Truncate every module to this rank.", min=1)] = None,
     energy: Annotated[
@@ -90,9 +95,11 @@ def convert(
 def _items(source: str, base: str | None, family: str) -> Iterator[tuple[DiffRow, WeightDiff]]:
     """Every diff of a source with what is known about it."""
     from weightdiff.diffs.formats.dit_release import INDEX_NAME, iter_dit
+    from weightdiff.diffs.hub import local_copy
     from weightdiff.diffs.store import DiffRow
 
-    folder = Path(source)
+    elsewhere = common.BETWEEN not in source and source.strip(common.NO_DIFF)
+    folder = local_copy(source) if elsewhere else Path(source)
     if (folder / "store.json").is_file():
         store = common.open_store(source)
         yield from ((row, store.read(row.id)) for row in store.rows)

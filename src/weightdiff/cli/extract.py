@@ -27,10 +27,10 @@ _MIB = 1 << 20
 
 def extract(
     base: Annotated[
-        Path, typer.Argument(help="The model before the finetune: a checkpoint's folder.", metavar="BASE")
+        str, typer.Argument(help="The model before the finetune: a folder or Hub name.", metavar="BASE")
     ],
     finetuned: Annotated[
-        Path, typer.Argument(help="The model after it: a checkpoint's folder.", metavar="FINETUNED")
+        str, typer.Argument(help="The model after it: a folder or Hub name.", metavar="FINETUNED")
     ],
     out: Annotated[Path, typer.Argument(help="PEFT folder to write, new or empty.", metavar="OUT")],
     rank: Annotated[
@@ -65,11 +65,11 @@ def extract(
     if rank is None and energy is None:
         rank = DEFAULT_RANK
         note(f"keeping rank {rank} of each matrix; choose with --rank or --energy")
-    from weightdiff.diffs.checkpoints import Checkpoint
     from weightdiff.diffs.extraction import extract as extracted
     from weightdiff.diffs.formats.peft import write_peft
+    from weightdiff.diffs.weights import weights_of
 
-    before, after = Checkpoint.open(base), Checkpoint.open(finetuned)
+    before, after = weights_of(base), weights_of(finetuned)
     with progress_bar("extracting", total=1) as bar:
 
         def show(done: int, total: int, name: str) -> None:
@@ -93,7 +93,7 @@ def extract(
         )
 
 
-def _nothing(base: Path, finetuned: Path, report: Report) -> str:
+def _nothing(base: str, finetuned: str, report: Report) -> str:
     if not report.changed:
         return f"{finetuned} holds the same weights as {base}, so there is no diff; check which is which"
     return (

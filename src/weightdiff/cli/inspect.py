@@ -53,7 +53,7 @@ def inspect(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the base's checkpoint, or 'bundled', to compare the change with.", metavar="DIR"
+            help="The base's folder or Hub name, or 'bundled', to compare the change with.", metavar="BASE"
         ),
     ] = None,
     plot: Annotated[

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from weightdiff.diffs.checkpoints import Checkpoint, keeps_transposed
 from weightdiff.diffs.factors import DenseDelta
+from weightdiff.diffs.hub import local_copy
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.types import WeightDiff, named
 from weightdiff.errors import BaseMismatchError, BaseNeededError, FormatError
@@ -74,20 +74,20 @@ class Weights(Protocol):
 
 
 def weights_of(source: BaseSource, where: str | None = None) -> Weights:
-    """Weights from a loaded model, a state dict, or a checkpoint folder or file.
+    """Weights from a loaded model, a state dict, or a checkpoint by its folder, file or Hub name.
 
     Args:
         source: what holds them.
         where: what to call tensors in messages; models and paths have names of their own.
 
     Raises:
-        FormatError: the path holds no checkpoint, or a damaged one.
+        FormatError: there is no such path or Hub name, or it holds no checkpoint, or a damaged one.
     """
     if isinstance(source, nn.Module):
         return _Model(source)
     if isinstance(source, Mapping):
         return _Tensors(source, where or "the state dict")
-    return Checkpoint.open(Path(source))
+    return Checkpoint.open(local_copy(source))
 
 
 def base_weights(source: BaseSource) -> dict[str, Callable[[], Tensor]]:
