@@ -134,10 +134,9 @@ def test_a_release_and_models_on_the_hub(cli_json, hub, release, tmp_path, tiny_
         model.save_pretrained(tmp_path / name)
         hub.put_folder(f"me/{name}", tmp_path / name)
     cli_json("extract", "me/base", "me/tuned", tmp_path / "lora", "--rank", "1", "--json")
-    assert list(read_peft(tmp_path / "lora").modules) == ["model.layers.0.mlp.up_proj"]
-    cli_json(
-        "convert", "me/tuned", tmp_path / "low", "--to", "peft", "--base", "me/base", "--rank", "1", "--json"
-    )
-    assert list(read_peft(tmp_path / "low").modules) == ["model.layers.0.mlp.up_proj"]
+    beside = ["--base", "me/base", "--json"]
+    cli_json("convert", "me/tuned", tmp_path / "low", "--to", "peft", "--rank", "1", *beside)
+    for folder in ("lora", "low"):
+        assert list(read_peft(tmp_path / folder).modules) == ["model.layers.0.mlp.up_proj"]
     found = cli_json("inspect", tmp_path / "lora", *beside)
     assert found["modules"][0]["against_base"] is not None

@@ -496,9 +496,7 @@ def test_bases_and_states_that_do_not_fit_are_refused(tmp_path, side, change, er
 
 def test_bases_that_cannot_be_read_are_refused(tmp_path):
     path = save(tmp_path / "d.pt", [item(states()[1])])
-    with pytest.raises(
-        FormatError, match="nowhere does not exist; give a local file or folder, or a Hub name"
-    ):
+    with pytest.raises(FormatError, match="nowhere does not exist; give a local file or folder, or a Hub"):
         read_dit(path, base=tmp_path / "nowhere")
     broken = tmp_path / "base.safetensors"
     broken.write_bytes(b"no header")
