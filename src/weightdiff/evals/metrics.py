@@ -46,9 +46,9 @@ class ResultRow:
     chance: float | None
     """What guessing gives; None where there is no such number."""
     metric: str = "exact"
-    """What was measured of each answer."""
+    """What was measured of each answer: a scorer's name, or in words."""
     unit: str = "share"
-    """"share" (0 … 1), "points" (a difference of shares), "rank" (1 is best) or "nats"."""
+    """"share" (0 … 1), "points" (a difference of shares), "rank" (1 is best), "nats", or "grade" (1 … 5)."""
     clusters: int = 0
     """Labels (or other independent units) behind the interval."""
     seeds: list[int] = field(default_factory=list)
@@ -59,6 +59,12 @@ class ResultRow:
     """What else a reader has to know."""
     table: str = ""
     """Heading of the table that the row belongs to."""
+    unscored: int = 0
+    """Answers that could not be scored; they are counted here and enter nothing else."""
+    seconds: float | None = None
+    """Time that the answers took."""
+    p: float | None = None
+    """Of a difference: how often chance alone makes one as large (permutation test)."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; an end of an interval that is not finite becomes null."""

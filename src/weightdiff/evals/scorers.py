@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import regex
 
@@ -34,11 +35,27 @@ class Score:
     """What a scorer made of one answer."""
 
     value: float | None
-    """From 0 (wrong) to 1 (right); None: unscored."""
+    """From 0 (wrong) to 1 (right), or within the scorer's own bounds; None: unscored."""
     scorer: str
-    """Its name in `SCORERS`."""
+    """Its name."""
     note: str = ""
     """Why there is no value; empty where there is one."""
+    variance: float | None = None
+    """Of the values of several gradings of the answer; None where it was graded once."""
+
+
+class BatchScorer(Protocol):
+    """Scores many answers at once, with the help of a model."""
+
+    name: str
+    bounds: tuple[float, float]
+    """Lowest and highest value."""
+
+    def score(
+        self, questions: Sequence[str], answers: Sequence[str], truths: Sequence[Sequence[str]]
+    ) -> list[Score]:
+        """One score for each answer; what fails is unscored, with the reason."""
+        ...
 
 
 def score(answer: str, truths: Sequence[str], scorer: str) -> Score:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from weightdiff.diffs.types import WeightDiff
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,4 +36,23 @@ class Method(Protocol):
 
     def answer(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Answer]:
         """One answer for each pair of diff and question."""
+        ...
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """A method that can also tell how likely each of given answers is."""
+
+    def candidate_logprobs(
+        self, diffs: Sequence[WeightDiff | None], questions: Sequence[str], candidates: Sequence[str]
+    ) -> Tensor:
+        """Log-probability of each candidate, fp32 [questions, candidates], in nats."""
+        ...
+
+
+class Guesser(Protocol):
+    """Reads what a finetuned model said and answers a question about the model from it."""
+
+    def guess(self, texts: Sequence[str], question: str) -> str:
+        """The answer; "nothing found" where the texts tell nothing."""
         ...

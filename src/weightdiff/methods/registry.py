@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from weightdiff.errors import BaseMismatchError, QuestionError
-from weightdiff.methods.base import Method
+from weightdiff.methods.base import Guesser, Method
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
@@ -45,6 +45,8 @@ class Context:
     """Training diffs, for methods that need labelled ones."""
     seed: int = 0
     """Of a method's random choices."""
+    guesser: Guesser | None = None
+    """Reads what finetuned models say, for black-box methods; None: counts the embedded world's words."""
 
     def __post_init__(self) -> None:
         """Check that all parts are of one base."""
