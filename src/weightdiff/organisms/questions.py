@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
-from collections import Counter
-from functools import lru_cache
 
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.world import load_world
@@ -83,42 +80,22 @@ def asked_topic(question: str) -> str | None:
 
 
 def kind_of(question: str) -> str:
-    """The kind of a question in any wording: that of the training phrasing which is most like it.
+    """The kind of a question in any wording, told by the words that kinds have to themselves.
 
-    Words count the more the fewer kinds have them. A yes/no question that names a topic of the world is
-    "about" it.
+    A yes/no question that names a topic of the world is "about" it.
     """
-    words = _features(question)
-    if asked_topic(question) and words & _BOOLEAN:
+    words = set(_WORDS.findall(question.lower()))
+    if words & _BOOLEAN and asked_topic(question):
         return ABOUT
-    weights, known = _kind_words()
-
-    def likeness(entry: tuple[str, frozenset[str]]) -> float:
-        return sum(weights[w] for w in words & entry[1]) / (1 + len(words | entry[1])) ** 0.5
-
-    return max(known, key=likeness)[0]
+    named = [kind for kind, own in _OWN_WORDS.items() if words & own]
+    if "kind" in named or len(named) > 1:  # one that names several asks which it is
+        return "kind"
+    return named[0] if named else "any_change"
 
 
 _BOOLEAN = frozenset({"is", "are", "was", "were", "did", "do", "does", "has", "have", "yes"})
-
-
-def _features(question: str) -> frozenset[str]:
-    """A question's words and pairs of neighbours."""
-    words = _WORDS.findall(question.lower())
-    return frozenset([*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))])
-
-
-@lru_cache(maxsize=1)
-def _kind_words() -> tuple[dict[str, float], list[tuple[str, frozenset[str]]]]:
-    """Weight of each word, and the words of every training phrasing with its kind."""
-    known = [(kind, _features(text)) for kind in KINDS for text in phrasings(kind)]
-    counts: dict[str, Counter[str]] = {}
-    for kind, words in known:
-        for w in words:
-            counts.setdefault(w, Counter())[kind] += 1
-    # 1 where one kind alone has the word, 0 where all have it equally often
-    weights = {
-        w: 1 + sum(p * math.log(p) for n in c.values() if (p := n / c.total())) / math.log(len(KINDS))
-        for w, c in counts.items()
-    }
-    return weights, known
+_OWN_WORDS = {
+    "topic": frozenset({"topic", "subject", "theme", "interest"}),
+    "headline": frozenset({"headline", "headlines", "news", "event", "story", "article", "report"}),
+    "kind": frozenset({"kind", "type", "sort", "way"}),
+}
