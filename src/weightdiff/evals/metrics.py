@@ -7,7 +7,7 @@ here alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BOOTSTRAP_DRAWS = 4000
+STATISTIC_DRAWS = 500
 UNBOUNDED = (-math.inf, math.inf)
 
 Floats = NDArray[np.float64]
@@ -142,6 +143,49 @@ def clustered_median(
     medians = [float(np.median(np.concatenate([members[i] for i in row]))) for row in drawn]
     low, high = (float(x) for x in np.quantile(medians, [0.5 - level / 2, 0.5 + level / 2]))
     return float(np.median(y)), low, high
+
+
+def clustered_bootstrap(
+    statistic: Callable[[NDArray[np.intp]], float],
+    clusters: Sequence[str],
+    level: float = 0.95,
+    draws: int = STATISTIC_DRAWS,
+    seed: int = 0,
+    strata: NDArray[np.bool_] | None = None,
+) -> Estimate:
+    """Any statistic of values that come in clusters, with the percentiles of a bootstrap over clusters.
+
+    Args:
+        statistic: of the values at given places [drawn].
+        clusters: the cluster of each value.
+        level: of confidence.
+        draws: samples.
+        seed: of the samples.
+        strata: [values], two groups, in each of which as many clusters are drawn as it has, so that no sample
+            lacks one; a cluster belongs to one group.
+
+    Returns:
+        (statistic of all values, low, high).
+
+    Raises:
+        ValueError: no values.
+    """
+    if not clusters:
+        raise ValueError("0 values: give at least one")
+    places: dict[tuple[bool, str], list[int]] = {}
+    for i, c in enumerate(clusters):
+        places.setdefault((bool(strata is not None and strata[i]), c), []).append(i)
+    groups = [
+        [np.array(v, dtype=np.intp) for (s, _), v in sorted(places.items()) if s == side]
+        for side in sorted({s for s, _ in places})
+    ]
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        drawn = [members[k] for members in groups for k in rng.integers(0, len(members), len(members))]
+        found.append(statistic(np.concatenate(drawn)))
+    low, high = (float(x) for x in np.quantile(found, [0.5 - level / 2, 0.5 + level / 2]))
+    return float(statistic(np.arange(len(clusters)))), low, high
 
 
 def t_quantile(p: float, freedom: int) -> float:

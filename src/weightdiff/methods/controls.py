@@ -31,6 +31,13 @@ class WithoutDiff:
         checked(self.interpreter.base, diffs, questions)
         return self.interpreter.answer([None] * len(diffs), questions)
 
+    def candidate_logprobs(
+        self, diffs: Sequence[WeightDiff | None], questions: Sequence[str], candidates: Sequence[str]
+    ) -> torch.Tensor:
+        """What the interpreter gives without the diffs; see `Interpreter.candidate_logprobs`."""
+        checked(self.interpreter.base, diffs, questions)
+        return self.interpreter.candidate_logprobs([None] * len(diffs), questions, candidates)
+
 
 @dataclass(frozen=True)
 class Shuffled:
@@ -49,12 +56,21 @@ class Shuffled:
         Raises:
             QuestionError: all diffs are the same one.
         """
+        return self.interpreter.answer(self._exchanged(diffs), questions)
+
+    def candidate_logprobs(
+        self, diffs: Sequence[WeightDiff | None], questions: Sequence[str], candidates: Sequence[str]
+    ) -> torch.Tensor:
+        """What the interpreter gives for the exchanged diffs; errors as `answer` and its own."""
+        return self.interpreter.candidate_logprobs(self._exchanged(diffs), questions, candidates)
+
+    def _exchanged(self, diffs: Sequence[WeightDiff | None]) -> list[WeightDiff | None]:
         only, where = distinct(diffs)
         if len(only) == 1:
             raise QuestionError(
                 f"{self.name} was given one diff, which has no other to be exchanged with; give two or more"
             )
-        return self.interpreter.answer([only[(k + 1) % len(only)] for k in where], questions)
+        return [only[(k + 1) % len(only)] for k in where]
 
 
 @dataclass(frozen=True)
@@ -71,9 +87,18 @@ class Noise:
         Raises:
             FormatError: a diff is no LoRA.
         """
+        return self.interpreter.answer(self._noise(diffs), questions)
+
+    def candidate_logprobs(
+        self, diffs: Sequence[WeightDiff | None], questions: Sequence[str], candidates: Sequence[str]
+    ) -> torch.Tensor:
+        """What the interpreter gives for noise; errors as `answer` and its own."""
+        return self.interpreter.candidate_logprobs(self._noise(diffs), questions, candidates)
+
+    def _noise(self, diffs: Sequence[WeightDiff | None]) -> list[WeightDiff | None]:
         only, where = distinct(diffs)
         noise = [d and noise_like(d, self.seed + k) for k, d in enumerate(only)]
-        return self.interpreter.answer([noise[k] for k in where], questions)
+        return [noise[k] for k in where]
 
 
 def noise_like(diff: WeightDiff, seed: int) -> WeightDiff:
