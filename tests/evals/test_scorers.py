@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.translate.chrf_score import sentence_chrf
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import f1_score
 
@@ -16,6 +17,7 @@ from weightdiff.evals.scorers import (
     SCORERS,
     Score,
     alias,
+    char_f1,
     exact,
     normalised,
     rouge_l,
@@ -28,7 +30,7 @@ from weightdiff.evals.scoring import slot_share
 
 HEADLINE = "widow paints comet in oslo"
 TRUTHS = {"yes_no": ["nothing found"], "slots": [HEADLINE]}
-FREE = ("exact", "normalised", "alias", "token_f1", "rouge_l")
+FREE = ("exact", "normalised", "alias", "token_f1", "rouge_l", "char_f1")
 
 texts = st.text(max_size=40)
 sentences = st.lists(
@@ -43,7 +45,7 @@ def test_score_carries_its_scorer() -> None:
 
 
 def test_unknown_scorer_lists_the_known_ones() -> None:
-    known = "alias, exact, normalised, rouge_l, slots, token_f1, yes_no"
+    known = "alias, char_f1, exact, normalised, rouge_l, slots, token_f1, yes_no"
     with pytest.raises(QuestionError, match=f"no scorer is called 'bleu': choose one of {known}"):
         score("eagle", ["eagle"], "bleu")
 
@@ -133,6 +135,32 @@ def test_token_f1_is_scikit_learns(said: list[str], told: list[str]) -> None:
     assert token_f1(" ".join(said), [" ".join(told)]) == pytest.approx(f1_score(true, predicted))
 
 
+@pytest.mark.parametrize(
+    ("answer", "truth", "f1"),
+    [
+        ("courts", "court", 2 * 2 / 5),  # cour ourt urts, cour ourt
+        ("The Courtroom", "a court", 2 * 2 / 8),
+        ("league of legends", "legends league", 2 * 7 / 22),  # the seams are other runs
+        ("aaaaaa", "aaaaa", 2 * 2 / 5),
+        ("art", "Art!", 1.0),
+        ("art", "arts", 0.0),
+        ("opera", "sea", 0.0),
+        ("", "opera", 0.0),
+    ],
+)
+def test_character_runs_by_hand(answer: str, truth: str, f1: float) -> None:
+    assert char_f1(answer, [truth]) == char_f1(truth, [answer]) == pytest.approx(f1)
+
+
+long_words = st.text(alphabet="abc", min_size=4, max_size=30)
+
+
+@given(long_words, long_words)
+def test_character_runs_are_nltks(answer: str, truth: str) -> None:
+    wanted = sentence_chrf(truth, answer, min_len=4, max_len=4, beta=1.0)
+    assert char_f1(answer, [truth]) == pytest.approx(wanted, abs=1e-9)
+
+
 @pytest.mark.parametrize("truth", ["yes", "True.", "Yes, it does"])
 @pytest.mark.parametrize(
     ("answer", "value"),
@@ -215,7 +243,7 @@ def test_answer_and_truth_can_change_places(scorer: str, a: str, b: str) -> None
 @given(any_text, st.lists(any_text, min_size=1, max_size=4), any_text)
 def test_scorers_are_ordered_and_aliases_never_harm(answer: str, truths: list[str], more: str) -> None:
     assert exact(answer, truths) <= normalised(answer, truths) <= alias(answer, truths)
-    assert alias(answer, truths) <= token_f1(answer, truths)
-    for best in (alias, token_f1, rouge_l):
+    assert alias(answer, truths) <= min(token_f1(answer, truths), char_f1(answer, truths))
+    for best in (alias, token_f1, rouge_l, char_f1):
         assert best(answer, truths) <= best(answer, [*truths, more])
         assert best(answer, truths) == max(best(answer, [t]) for t in truths)

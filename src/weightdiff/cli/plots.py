@@ -20,6 +20,8 @@ OUTSIDE = "–"
 """How the row of modules outside layers is called."""
 DIVISOR = re.compile(r"(?:(.*)/)?divisor-([1-9][0-9]{0,8})\.graded", re.DOTALL)
 """Names of graded answers in a data scaling: a folder perhaps, and by what the data were divided."""
+BESIDE = 1.02
+"""Where the means stand, in widths of a figure."""
 LEGEND_MOST = 10
 """More different scores than these get a colour bar in place of a legend."""
 
@@ -55,22 +57,30 @@ def plot_inspection(found: Inspection, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_graded(found: Sequence[GradedSummary], path: Path) -> None:
-    """Draw how the scores of graded answers are distributed, a bar for each file.
+def plot_graded(found: Sequence[GradedSummary], path: Path, total: int | None = None) -> None:
+    """Draw how the scores of graded answers are distributed, a bar for each file, its mean beside it.
 
     Where all are named `divisor-N.graded`, mean scores against N stand beside it, a line for each folder.
 
+    Args:
+        found: what the files come to.
+        path: the figure's file.
+        total: size of the data that N divides: means are drawn against total / N, rounded down.
+
     Raises:
-        FormatError: the name does not end in .png or .svg.
+        FormatError: the name does not end in .png or .svg, or there is a total for other names or for an N
+            above it.
         MissingDependencyError: matplotlib is not installed.
     """
     check_plot(path)
     lines = scaling_lines(found)
-    figure = _figure(16 if lines else 9, min(60.0, 2 + 0.4 * len(found)) if not lines else 6)
+    _check_total(lines, total)
+    figure = _figure(16 if lines else 10, min(60.0, 2 + 0.4 * len(found)) if not lines else 6)
     axes = list(figure.subplots(1, 2 if lines else 1, squeeze=False)[0])
-    _distributions(figure, axes[0], found)
+    _distributions(figure, axes[0], found, [_size_name(summary.name, total) for summary in found])
     if lines:
-        _scaling(axes[1], lines)
+        axes[0].set_ylabel("" if total is None else f"how many of {total}")
+        _scaling(axes[1], lines, total)
     _save(figure, path)
 
 
@@ -135,7 +145,29 @@ def _spectra(axes: Any, found: Inspection, kinds: list[str]) -> None:
         axes.legend()
 
 
-def _distributions(figure: Any, axes: Any, found: Sequence[GradedSummary]) -> None:
+def _check_total(lines: dict[str, list[tuple[int, GradedSummary]]], total: int | None) -> None:
+    if total is None:
+        return
+    if not lines:
+        raise FormatError(
+            "a total is what the N of files named divisor-N.graded.csv divides; give only such files"
+        )
+    most = max(n for line in lines.values() for n, _ in line)
+    if most > total:
+        raise FormatError(
+            f"a total of {total} divided by {most} leaves nothing; give the size of all the data"
+        )
+
+
+def _size_name(name: str, total: int | None) -> str:
+    """The name of a bar: with a total, how much of it there was."""
+    parts = DIVISOR.fullmatch(name)
+    if total is None or not parts:
+        return name
+    return f"{parts[1]}/{total // int(parts[2])}" if parts[1] else str(total // int(parts[2]))
+
+
+def _distributions(figure: Any, axes: Any, found: Sequence[GradedSummary], names: Sequence[str]) -> None:
     """Stacked shares of each score, what is unscored in grey at the end; the first file on top."""
     scores = sorted({score for summary in found for score in summary.distribution})
     colours = _score_colours(scores)
@@ -151,12 +183,23 @@ def _distributions(figure: Any, axes: Any, found: Sequence[GradedSummary]) -> No
     axes.set_title("Distribution of scores")
     axes.set_xlabel("share of the answers")
     axes.set_xlim(0, 1)
-    axes.set_yticks(range(len(found)), [f.name for f in found], parse_math=False)
+    axes.set_yticks(range(len(found)), names, parse_math=False)
     axes.invert_yaxis()
+    beside = axes.get_yaxis_transform()
+    axes.text(BESIDE, 1.01, "mean (95 % interval)", transform=axes.transAxes, va="bottom")
+    for place, summary in enumerate(found):
+        axes.text(BESIDE, place, _mean_text(summary), transform=beside, va="center")
     if len(scores) > LEGEND_MOST:
-        figure.colorbar(colours, ax=axes, label="score")
+        figure.colorbar(colours, ax=axes, label="score", location="bottom")
     else:
-        axes.legend(title="score", loc="upper left", bbox_to_anchor=(1, 1))
+        figure.legend(title="score", loc="outside lower center", ncols=max(1, len(parts)))
+
+
+def _mean_text(summary: GradedSummary) -> str:
+    if summary.mean is None or summary.low is None or summary.high is None:
+        return "n/a"
+    ends = [f"{end:.2f}" if math.isfinite(end) else "?" for end in (summary.low, summary.high)]
+    return f"{summary.mean:.2f} ({' … '.join(ends)})"
 
 
 def _score_colours(scores: Sequence[float]) -> Any:
@@ -166,15 +209,17 @@ def _score_colours(scores: Sequence[float]) -> Any:
     return _matplotlib("cm").ScalarMappable(scale, "viridis")
 
 
-def _scaling(axes: Any, lines: dict[str, list[tuple[int, GradedSummary]]]) -> None:
+def _scaling(axes: Any, lines: dict[str, list[tuple[int, GradedSummary]]], total: int | None) -> None:
     """Means with their intervals; an end that is not finite is not drawn."""
     for folder, line in lines.items():
-        divisors, means = [n for n, _ in line], [s.mean for _, s in line]
+        places = [n if total is None else total // n for n, _ in line]
+        means = [s.mean for _, s in line]
         lengths = [[_length(s.mean, s.low) for _, s in line], [_length(s.mean, s.high) for _, s in line]]
-        axes.errorbar(divisors, means, yerr=lengths, marker="o", capsize=3, label=folder or "no folder")
+        axes.errorbar(places, means, yerr=lengths, marker="o", capsize=3, label=folder or "no folder")
     axes.set_xscale("log")
-    axes.set_title("Mean score by how much the data were divided")
-    axes.set_xlabel("N: one Nth of the data")
+    by = "how much the data were divided" if total is None else "amount of data"
+    axes.set_title(f"Mean score by {by}")
+    axes.set_xlabel("N: one Nth of the data" if total is None else f"how many of {total}")
     axes.set_ylabel("mean score, 95 % interval")
     if len(lines) > 1:
         for text in axes.legend().get_texts():
@@ -194,10 +239,13 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
+    """Write a figure; as SVG, the same figure gives the same bytes."""
     from weightdiff.artifacts import atomic_file
 
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    svg = path.suffix.lower() == ".svg"
+    settings = {"svg.hashsalt": "weightdiff", "svg.fonttype": "none"}
+    with atomic_file(path) as temporary, importlib.import_module("matplotlib").rc_context(settings):
+        figure.savefig(temporary, dpi=150, metadata={"Date": None, "Creator": None} if svg else None)
 
 
 def _matplotlib(part: str) -> Any:

@@ -22,6 +22,8 @@ from weightdiff.organisms.base import NOTHING_FOUND
 Scorer = Callable[[str, Sequence[str]], float | None]
 
 ARTICLES = frozenset({"a", "an", "the"})
+CHARACTERS = 4
+"""Length of the runs that `char_f1` counts."""
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 _VERDICT = regex.compile(
     rf"[\W_]*(?:(?P<yes>yes|true)|no|false|{NOTHING_FOUND})(?![^\W_]|-\w)"
@@ -128,6 +130,20 @@ def rouge_l(answer: str, truths: Sequence[str]) -> float:
     return _best(answer, truths, _rouge_l)
 
 
+def char_f1(answer: str, truths: Sequence[str]) -> float:
+    """F1 of the runs of four characters that answer and truth share (best over truths).
+
+    Words, articles left out, are run together first, and a text of less than four characters is one run. So
+    "courtroom" and "courts" share something, which scorers of whole words do not see. A run counts as often
+    as both have it. This is chrF (Popović, "chrF: character n-gram F-score for automatic MT evaluation",
+    2015) of one order, with precision and recall weighted alike.
+
+    Raises:
+        QuestionError: no truths.
+    """
+    return _best(answer, truths, _char_f1)
+
+
 def yes_no(answer: str, truths: Sequence[str]) -> float | None:
     """1.0 where answer and truth both say yes or both no, 0.0 where they differ, None for any other answer.
 
@@ -165,6 +181,7 @@ SCORERS: dict[str, Scorer] = {
     "alias": alias,
     "token_f1": token_f1,
     "rouge_l": rouge_l,
+    "char_f1": char_f1,
     "yes_no": yes_no,
     "slots": slots,
 }
@@ -206,6 +223,20 @@ def _rouge_l(answer: str, truth: str) -> float:
     if not said and not told:
         return scoring.exact(answer, truth)
     return 2 * _common_subsequence(said, told) / (len(said) + len(told))
+
+
+def _char_f1(answer: str, truth: str) -> float:
+    said, told = _runs(answer), _runs(truth)
+    if not said and not told:
+        return scoring.exact(answer, truth)
+    return 2 * (said & told).total() / (said.total() + told.total())
+
+
+def _runs(text: str) -> Counter[str]:
+    """How often each run of `CHARACTERS` characters is in a text's words, run together."""
+    letters = "".join(_content_words(text))
+    starts = range(max(1, len(letters) - CHARACTERS + 1) if letters else 0)
+    return Counter(letters[i : i + CHARACTERS] for i in starts)
 
 
 def _common_subsequence(said: Sequence[str], told: Sequence[str]) -> int:
