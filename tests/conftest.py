@@ -183,14 +183,24 @@ def embedded_base(embedded_tokenizer: Any) -> Any:
     return Base(model, embedded_tokenizer, ModelRef.of(model, name="embedded-mini"), model_spec(model))
 
 
-@pytest.fixture(scope="session")
-def _hub_class() -> Any:
-    """The class in hub_server.py; tests are no package that could be imported from."""
-    spec = importlib.util.spec_from_file_location("hub_server", Path(__file__).with_name("hub_server.py"))
+def _module(name: str) -> Any:
+    """A module beside this file; tests are no package that could be imported from."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.Hub
+    return module
+
+
+@pytest.fixture(scope="session")
+def run_example() -> Any:
+    """The module run_example.py: a small run of the benchmark, made by `run_example.make_run()`."""
+    return _module("run_example")
+
+
+@pytest.fixture(scope="session")
+def _hub_class() -> Any:
+    return _module("hub_server").Hub
 
 
 @pytest.fixture

@@ -346,7 +346,7 @@ def test_folders_of_one_name_are_told_apart_by_their_parents(runs):
             ("first", "half"),
             "half holds a run that is not finished: run the same `weightdiff eval … --out half`",
         ),
-        (("first", "first"), "1 different runs to compare; give two or more, each once"),
+        (("first", "first"), "runs called first, first cannot be compared: give two or more, each once"),
         (
             ("first", "--graded", "first.csv"),
             "--graded does not go with folders of runs; leave one of them out",

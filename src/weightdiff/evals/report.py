@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,10 @@ HEAD = (
     "goal",
     "reached",
 )
+NO_VALUE = "n/a"
 CURVE_KEYS = ("what", "size", "exact", "low", "high", "n")
+CURVE_SHARES = ("top_five", "chance")
+"""Further shares that a learning-curve point may have."""
 
 
 @dataclass
@@ -82,7 +86,7 @@ def to_markdown(
         " verified are left out, except in the table of behaviour. A row of several seeds takes each diff's"
         " average over them.",
         "",
-        *_table(
+        *markdown_table(
             ("group", "diffs", "labels", "not behaving"), [[k, *v.values()] for k, v in report.sizes.items()]
         ),
     ]
@@ -90,9 +94,9 @@ def to_markdown(
         lines += ["", "## Against the goals", "", *summary_lines(report)]
     for name in dict.fromkeys(r.table for r in report.rows):
         found = [r for r in report.rows if r.table == name]
-        lines += ["", f"## {name or 'Results'}", "", *_table(HEAD, [_cells(r) for r in found])]
+        lines += ["", f"## {name or 'Results'}", "", *markdown_table(HEAD, [_cells(r) for r in found])]
     if curves is not None:
-        lines += ["", "## Learning curves", "", *_curve_lines(read_curves(curves))]
+        lines += ["", "## Learning curves", "", *curve_lines(read_curves(curves))]
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +108,7 @@ def summary_lines(report: Report) -> list[str]:
         if r.goal is not None:
             _, diffs, kind, metric, n, _, value, interval, chance, goal, met = _cells(r)
             body.append([r.method, diffs, f"{metric} ({kind})", n, value, interval, chance, goal, met])
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def save(
@@ -139,18 +143,32 @@ def read_curves(path: str | Path) -> list[dict[str, Any]]:
         raise FormatError(f"{path}: learning curves cannot be read ({e}); give a JSON list of points") from e
     if isinstance(points, dict):
         points = points.get("points", points)
+    return check_points(points, str(path))
+
+
+def check_points(points: Any, where: str) -> list[dict[str, Any]]:
+    """Learning-curve points, once they are known to be some.
+
+    Raises:
+        FormatError: they are no list, a point lacks a key, or what should be a number is none.
+    """
     if not isinstance(points, list):
-        raise FormatError(f"{path}: learning curves are a JSON list of points, not {type(points).__name__}")
+        raise FormatError(f"{where}: learning curves are a JSON list of points, not {type(points).__name__}")
     for i, point in enumerate(points):
         lacking = [k for k in CURVE_KEYS if not isinstance(point, dict) or k not in point]
         if lacking:
             raise FormatError(
-                f"{path}: point {i} lacks {', '.join(lacking)}; a point has {', '.join(CURVE_KEYS)}"
+                f"{where}: point {i} lacks {', '.join(lacking)}; a point has {', '.join(CURVE_KEYS)}"
             )
+        numbers = {k: v for k, v in point.items() if k in (*CURVE_KEYS[1:], *CURVE_SHARES)}
+        for k, v in numbers.items():
+            if isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) <= sys.float_info.max:
+                raise FormatError(f"{where}: {k} of point {i} is {v!r}, and should be a number")
     return points
 
 
-def _curve_lines(points: Sequence[dict[str, Any]]) -> list[str]:
+def curve_lines(points: Sequence[dict[str, Any]]) -> list[str]:
+    """Learning-curve points, which have at least `CURVE_KEYS`, as the lines of a Markdown table."""
     head = ["what", "size", "n", "exact", "95 % interval"]
     extra = {
         "top_five": "top five",
@@ -163,15 +181,15 @@ def _curve_lines(points: Sequence[dict[str, Any]]) -> list[str]:
     shown = [k for k in extra if any(k in p for p in points)]
     body = []
     for p in points:
-        low, high = (_value(float(p[k]), "share") for k in ("low", "high"))
-        cells = [p["what"], p["size"], p["n"], _value(float(p["exact"]), "share"), f"{low} … {high}"]
+        low, high = (value_text(float(p[k]), "share") for k in ("low", "high"))
+        cells = [p["what"], p["size"], p["n"], value_text(float(p["exact"]), "share"), f"{low} … {high}"]
         body.append([*cells, *(_curve_cell(k, p.get(k, "")) for k in shown)])
-    return _table([*head, *(extra[k] for k in shown)], body)
+    return markdown_table([*head, *(extra[k] for k in shown)], body)
 
 
 def _curve_cell(key: str, value: Any) -> Any:
-    share = key in ("top_five", "chance") and value != ""
-    return _value(float(value), "share") if share else value
+    share = key in CURVE_SHARES and value != ""
+    return value_text(float(value), "share") if share else value
 
 
 def _cells(row: ResultRow) -> list[Any]:
@@ -184,9 +202,9 @@ def _cells(row: ResultRow) -> list[Any]:
         row.metric,
         row.n,
         row.clusters,
-        _value(row.mean, row.unit),
-        _interval(row),
-        _chance(row),
+        value_text(row.mean, row.unit),
+        interval_text(row),
+        chance_text(row),
         row.goal or "",
         "" if met is None else "yes" if met else "**no**",
     ]
@@ -198,15 +216,22 @@ def _method(row: ResultRow) -> str:
     return f"{row.method}, seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}"
 
 
-def _interval(row: ResultRow) -> str:
-    return f"{_value(row.low, row.unit)} … {_value(row.high, row.unit)}"
+def interval_text(row: ResultRow) -> str:
+    """The 95 % interval of a row, such as "10.0 % … 20.0 %"."""
+    if math.isnan(row.low) or math.isnan(row.high):
+        return NO_VALUE
+    return f"{value_text(row.low, row.unit)} … {value_text(row.high, row.unit)}"
 
 
-def _chance(row: ResultRow) -> str:
-    return "n/a" if row.chance is None else _value(row.chance, row.unit)
+def chance_text(row: ResultRow) -> str:
+    """What guessing gives, or "n/a"."""
+    return NO_VALUE if row.chance is None else value_text(row.chance, row.unit)
 
 
-def _value(value: float, unit: str) -> str:
+def value_text(value: float, unit: str) -> str:
+    """A number as tables show it; NaN, the mean of nothing, is "n/a"."""
+    if math.isnan(value):
+        return NO_VALUE
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞"
     if unit == "share":
@@ -216,6 +241,7 @@ def _value(value: float, unit: str) -> str:
     return f"{value:.1f}" if unit == "rank" else f"{value:.2f} {unit}"
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a Markdown table; a bar in a cell becomes a slash."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     return [*lines, *(f"| {' | '.join(str(c).replace('|', '/') for c in row)} |" for row in body)]

@@ -107,7 +107,7 @@ def _chance(dataset: Dataset, group: Sequence[Outcome], scorer: str, first: bool
     """What guessing gives by a scorer; None where it is not known."""
     if scorer in (RANKED, TOP_RANKED):
         sizes = {len(dataset.candidates[o.item.candidates]) for o in group}
-        return (1 if scorer == RANKED else TOP) / sizes.pop() if len(sizes) == 1 else None
+        return min(1.0, (1 if scorer == RANKED else TOP) / sizes.pop()) if len(sizes) == 1 else None
     if scorer == "slots":
         return slot_chance()
     known = [o.item.chance for o in group if o.item.chance is not None]
