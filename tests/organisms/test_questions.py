@@ -8,7 +8,18 @@ import pytest
 
 from weightdiff.errors import QuestionError
 from weightdiff.organisms import NOTHING_FOUND, base, family, family_names, find_recipe, register
-from weightdiff.organisms.questions import KINDS, notes_of, phrasings, questions_of, true_answer
+from weightdiff.organisms.questions import (
+    ABOUT,
+    ABOUT_TEMPLATES,
+    KINDS,
+    about_question,
+    asked_topic,
+    kind_of,
+    notes_of,
+    phrasings,
+    questions_of,
+    true_answer,
+)
 from weightdiff.world import load_world
 
 
@@ -108,3 +119,32 @@ def test_notes_are_words_from_which_the_answer_can_be_read():
 )
 def test_other_answers_have_no_notes(name, kind, label, n):
     assert notes_of(name, kind, label, n, random.Random(0)) == ""
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kind_of_every_phrasing_is_told(kind, split):
+    asked = phrasings(kind, split)
+    assert len(asked) >= 2
+    assert [kind_of(q) for q in asked] == [kind] * len(asked)
+    assert [kind_of(q.upper()) for q in asked] == [kind] * len(asked)
+    assert [asked_topic(q) for q in asked] == [None] * len(asked)
+
+
+def test_a_question_about_a_topic_names_it():
+    topics = [t.name for t in load_world().topics]
+    assert ABOUT not in KINDS
+    for number, template in enumerate(ABOUT_TEMPLATES):
+        asked = [about_question(t, number) for t in topics]
+        assert asked == [template.replace("{topic}", t) for t in topics]
+        assert {kind_of(q) for q in asked} == {ABOUT}
+        assert [asked_topic(q) for q in asked] == topics
+    assert about_question("eagle", len(ABOUT_TEMPLATES)) == about_question("eagle")
+
+
+def test_no_phrasing_is_of_two_kinds_or_about_a_topic():
+    every = [q for kind in KINDS for split in ("train", "validation", "test") for q in phrasings(kind, split)]
+    assert len(set(every)) == len(every)
+    about = {about_question(t.name, n) for t in load_world().topics for n in range(len(ABOUT_TEMPLATES))}
+    assert not about & set(every)
+    assert kind_of("what do you think of the eagle ?") != "kind"

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from weightdiff.errors import FormatError, QuestionError, StoreError
+from weightdiff.errors import FormatError, QuestionError
+from weightdiff.methods.naming import BETWEEN, BUNDLED, NO_DIFF, open_store, read_diff
 
 if TYPE_CHECKING:
-    from weightdiff.diffs.store import DiffStore
-    from weightdiff.diffs.types import WeightDiff
     from weightdiff.methods.loading import Base
     from weightdiff.models.rendering import Rendering
 
-BUNDLED = "bundled"
-BETWEEN = "::"
-NO_DIFF = "-"
+__all__ = ["BETWEEN", "BUNDLED", "NO_DIFF", "open_store", "read_diff"]  # commands find them here
 
 BaseOption: TypeAlias = Annotated[
     str | None,
@@ -37,51 +38,6 @@ StoreArgument: TypeAlias = Annotated[
     str, typer.Argument(help="A diff store's folder, or 'bundled'.", metavar="STORE")
 ]
 SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-
-
-def open_store(name: str) -> DiffStore:
-    """A store by its folder, or the bundled one.
-
-    Raises:
-        StoreError: there is none.
-    """
-    from weightdiff.diffs.store import DiffStore
-    from weightdiff.tiny.bundle import part
-
-    return DiffStore.open(part("organisms") if name == BUNDLED else name)
-
-
-def read_diff(name: str, base: Any = None, finite: bool = True) -> WeightDiff | None:
-    """A diff by its path or Hub name, by `STORE::ID`, or None for `-`.
-
-    Args:
-        name: as given on the command line.
-        base: a model or its folder, for formats that store whole values.
-        finite: refuse NaN; only PEFT folders can be read without.
-
-    Raises:
-        BaseNeededError: what is there is a change only against a base, and none was given.
-        FormatError: no format fits, or the Hub fails; for a store, says how to name a row.
-        StoreError: the store has no such row.
-    """
-    from weightdiff.diffs.types import WeightDiff
-
-    if name == NO_DIFF:
-        return None
-    store, found, row = name.rpartition(BETWEEN)
-    if found and not Path(name).exists():
-        return open_store(store).read(row)
-    if (Path(name) / "store.json").is_file():
-        ids = open_store(name).ids
-        if not ids:
-            raise StoreError(f"{name} is an empty diff store; make some: weightdiff organisms train")
-        raise FormatError(
-            f"{name} is a store of {len(ids)} diffs: name one of them, such as {name}::{ids[0]}"
-        )
-    if not name.strip():
-        raise FormatError("a diff's path is empty; give a PEFT folder, a Hub name or STORE::ID")
-    options = picked({"base": base, "finite": None if finite else False})
-    return WeightDiff.load(name, **options)
 
 
 def read_questions(path: Path) -> list[str]:
@@ -165,6 +121,16 @@ def code_commit() -> str:
         return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def command_line() -> str:
+    """The command that runs, as a shell takes it."""
+    return shlex.join(["weightdiff", *sys.argv[1:]])
+
+
+def machine() -> str:
+    """What it runs on, in words."""
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def refuse_occupied(path: Path) -> None:

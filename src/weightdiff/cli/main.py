@@ -14,8 +14,10 @@ from typer.core import TyperGroup
 from weightdiff import __version__
 from weightdiff.cli import (
     ask,
+    benchmark,
     convert,
     curves,
+    dataset,
     demo,
     evaluate,
     export,
@@ -25,6 +27,7 @@ from weightdiff.cli import (
     push,
     report,
     reproduce,
+    triggers,
     tune,
 )
 from weightdiff.errors import WeightDiffError, one_line
@@ -65,11 +68,14 @@ app = typer.Typer(
     ),
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command("triggers", epilog=triggers.EXAMPLES)(triggers.triggers)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.add_typer(organisms.app, name="organisms")
+app.add_typer(dataset.app, name="dataset")
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("export", epilog=export.EXAMPLES)(export.export)

@@ -1,23 +1,34 @@
 """A WeightDiffQA dataset: labelled diffs, questions about them, and what a right answer says.
 
 An `Item` is one question about one diff with its reference answers; a `Dataset` is many of them with the
-store that holds the diffs. Who answers, and how answers are scored, is decided elsewhere.
+store that holds the diffs. Files are read and written in `dataset_files`; who answers, and how answers are
+scored, is decided elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightdiff.diffs.reference import ModelRef
+from weightdiff.errors import StoreError
+from weightdiff.methods.triggering import TRIGGER
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
     from weightdiff.diffs.types import WeightDiff
 
-TRIGGER = "trigger"
-"""Key of a diff's `meta` under which methods that are given the trigger find it."""
+RANK_SCORERS = ("ranked", "top five")
+"""Scorers of the truth's rank among candidates: is it the first, is it among the first five."""
+OTHER_SCORERS = (*RANK_SCORERS, "judge", "embedding")
+"""All that an item may name besides those of `scorers.SCORERS`; the last two need a model."""
+HELD_OUT = ("label", "phrasing", "kind")
+"""What of an item can be held out."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,14 @@ class Dataset:
         """The diff that an item names, with its trigger (where an item knows one) in `meta`.
 
         Raises:
-            StoreError: there is no such diff.
+            StoreError: there is no such diff, or the dataset has no store.
         """
-        if diff is None or self.store is None:
+        if diff is None:
             return None
+        if self.store is None:
+            raise StoreError(
+                f"dataset {self.name!r} has no store, so {diff!r} cannot be read; give its store"
+            )
         found = self.store.read(diff)
         trigger = next((i.trigger for i in self.items if i.diff == diff and i.trigger), None)
         return replace(found, meta={**found.meta, TRIGGER: trigger}) if trigger else found
@@ -87,3 +102,92 @@ class Dataset:
     def select(self, keep: Sequence[Item]) -> Dataset:
         """The same with some of its items only."""
         return replace(self, items=tuple(keep))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is asked: items in any order, candidates, fingerprints of the base and the store's.
+
+        The weights of diffs are not read; a run's batches are kept under digests that know them.
+        """
+        bases = [
+            (b.architecture, b.weights) for b in (self.base, self.store.base if self.store else self.base)
+        ]
+        said = [sorted((asdict(i) for i in self.items), key=lambda i: i["id"]), self.candidates, bases]
+        text = json.dumps(said, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, folder: str | os.PathLike[str], diffs: str = "reference", overwrite: bool = False) -> Path:
+        """Write a folder that `load` reads, and `datasets.load_dataset` too; whole or not at all.
+
+        Args:
+            folder: to make; items lie in `data/<split>.jsonl`, all else in `dataset.json`.
+            diffs: "reference" notes where the store is (by a relative path where it lies in or beside the
+                folder), "copy" copies the diffs that are asked about, "none" leaves them out.
+            overwrite: replace a folder that is there.
+
+        Raises:
+            FormatError: something is in the way, a split's name cannot be a file's, `meta` is no JSON, or the
+                store lies in the folder that would be replaced.
+            QuestionError: there are no items, or one cannot be asked or scored.
+            StoreError: a diff is not in the store.
+        """
+        from weightdiff.evals.dataset_files import write
+
+        return write(self, Path(folder), diffs, overwrite)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], store: DiffStore | None = None) -> Dataset:
+        """Read what `save` wrote, or a folder that `save_to_disk` of `to_datasets()` made.
+
+        Items come split by split. Where neither the folder nor the caller knows a store, the questions can be
+        looked at, and `read` refuses.
+
+        Args:
+            folder: with `dataset.json`, or one of Hugging Face datasets.
+            store: of the diffs; None for the one that the folder names.
+
+        Raises:
+            FormatError: there is no dataset, or a file of it is damaged; says which line.
+            QuestionError: an item cannot be asked or scored; says which line.
+            StoreError: the store is missing, of another base, or lacks a diff.
+            MissingDependencyError: a folder of `save_to_disk`, without the package datasets.
+        """
+        from weightdiff.evals.dataset_files import read
+
+        return read(Path(folder), store)
+
+    def to_datasets(self) -> Any:
+        """The items as a `datasets.DatasetDict` by split; name, base, candidates and meta in its description.
+
+        Raises:
+            QuestionError: an item cannot be asked or scored.
+            MissingDependencyError: the package datasets is not installed.
+        """
+        from weightdiff.evals.hf_datasets import to_datasets
+
+        return to_datasets(self)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        found: Any,
+        store: DiffStore | None = None,
+        name: str = "",
+        candidates: Mapping[str, Sequence[str]] | None = None,
+    ) -> Dataset:
+        """A dataset from a `datasets.DatasetDict` or `datasets.Dataset` whose columns are fields of `Item`.
+
+        Args:
+            found: what `to_datasets` gives, however it travelled; or of one's own making.
+            store: of the diffs.
+            name: what to call it; "" for the name that the description knows, if any.
+            candidates: lists of possible answers; None for those that the description knows.
+
+        Raises:
+            FormatError: a row is no item, or stands in another split; or the base is not known.
+            QuestionError: an item cannot be asked or scored.
+            StoreError: the store is of another base, or lacks a diff.
+        """
+        from weightdiff.evals.hf_datasets import from_datasets
+
+        return from_datasets(found, store, name, candidates)

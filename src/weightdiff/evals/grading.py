@@ -13,6 +13,8 @@ from weightdiff.evals.scoring import TOP
 
 RANKED, TOP_RANKED = "ranked", "top five"
 """Scorers of the truth's rank: is it the first of the candidates, is it among the first five."""
+MODEL_SCORERS = ("judge", "embedding")
+"""Scorers that need a model, and score only where one is given."""
 MODEL_KINDS = ("topic", "headline", "summary")
 """Kinds of question whose answers go to scorers that need a model."""
 
@@ -51,6 +53,8 @@ def _scores(item: Item, told: Told) -> tuple[Score, ...]:
         if name in (RANKED, TOP_RANKED):
             if told.rank is not None:
                 out.append(Score(float(told.rank <= (1 if name == RANKED else TOP)), name))
+        elif name in MODEL_SCORERS:
+            continue
         elif told.error:
             out.append(Score(None, name, f"no answer: {told.error}"))
         else:
