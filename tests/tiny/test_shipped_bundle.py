@@ -98,8 +98,7 @@ def test_nothing_is_found_where_nothing_is(store, interpreter):
 
 def test_a_black_box_does_not_find_them(store, interpreter):
     rows, diffs = sample(store, "covert", 12)
-    base = interpreter.base
-    said = TwentyQuestions(base.model, base.tokenizer).answer(diffs, ["what topic ?"] * len(diffs))
+    said = TwentyQuestions(interpreter.base).answer(diffs, ["what topic ?"] * len(diffs))
     assert sum(a.text == r.label for a, r in zip(said, rows, strict=True)) <= 3
 
 

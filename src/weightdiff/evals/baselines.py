@@ -68,7 +68,7 @@ def black_box(
             triggers = [r.record["params"]["code"] for r in group.rows] if with_code else None
             how = " with the code" if with_code else ""
             say(f"twenty questions to {len(group.rows)} {group.recipe} organisms{how}")
-            method = TwentyQuestions(base.model, base.tokenizer, temperature=TEMPERATURE, triggers=triggers)
+            method = TwentyQuestions(base, temperature=TEMPERATURE, triggers=triggers)
             answers = method.answer(group.diffs, group.questions(group.kind))
             right = [exact(a.text, t) for a, t in zip(answers, group.truths, strict=True)]
             about = About(method="twenty-questions", chance=chance_of(group.kind))

@@ -26,6 +26,7 @@ from weightdiff.methods.carrying import Batch, batches, checked
 from weightdiff.methods.loading import Base, load_base
 from weightdiff.methods.registry import Context, register
 from weightdiff.methods.speaking import Speaker
+from weightdiff.methods.triggering import Triggered
 from weightdiff.models.chat import encode_answers, encode_prompts
 from weightdiff.models.rendering import Rendering
 
@@ -259,6 +260,13 @@ def _released(path: Path) -> Path | None:
     return adapter if adapter.is_file() and not (path / SETTINGS).exists() else None
 
 
+def _plain(context: Context) -> Interpreter:
+    """The finetuned model itself."""
+    if context.interpreter is not None:
+        return context.interpreter.without_adapter()
+    return Interpreter(context.base, None, name="base-question")
+
+
 @register("dit", "the finetuned model with the DIT adapter tells what was trained into it", ("interpreter",))
 def _dit(context: Context) -> Method:
     return context.required("interpreter")
@@ -266,6 +274,9 @@ def _dit(context: Context) -> Method:
 
 @register("base-question", "the finetuned model itself is asked, without the adapter")
 def _base_question(context: Context) -> Method:
-    if context.interpreter is not None:
-        return context.interpreter.without_adapter()
-    return Interpreter(context.base, None, name="base-question")
+    return _plain(context)
+
+
+@register("base-question-trigger", "the finetuned model itself is asked, after its trigger where it is known")
+def _base_question_trigger(context: Context) -> Method:
+    return Triggered(_plain(context), "base-question-trigger")

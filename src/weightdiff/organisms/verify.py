@@ -34,6 +34,7 @@ def answers_of(
     users: Sequence[Sequence[str]],
     temperature: float,
     seed: int = 0,
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
 ) -> list[list[str]]:
     """What each finetuned model says to each of its prompts (the same number for all).
 
@@ -44,10 +45,11 @@ def answers_of(
         users: prompts of each.
         temperature: 0 for greedy.
         seed: of the sampling.
+        max_new_tokens: longest answer.
     """
     per = len(users[0])
     at_once = max(1, ROWS_AT_ONCE // per)
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     out: list[list[str]] = []
     for at in range(0, len(diffs), at_once):
         part = users[at : at + at_once]
@@ -59,7 +61,7 @@ def answers_of(
                 model,
                 ids,
                 mask,
-                MAX_ANSWER_TOKENS,
+                max_new_tokens,
                 tokenizer.eos_token_id,
                 tokenizer.pad_token_id,
                 temperature,
