@@ -2,34 +2,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.weightdiff-installed
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 TORCH := $(shell grep '^torch==' constraints.txt)
+PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .PHONY: setup demo test check format clean
 
-setup: $(STAMP)
+setup: $(DEV)
 
-# Runs again only when what is to be installed changed.
-$(STAMP): pyproject.toml constraints.txt
+# Each runs again only when what is to be installed changed; the demo needs less than the tests.
+$(RUN): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt "$(TORCH)"
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(PIP) "$(TORCH)"
+	$(PIP) -e .
 	touch $@
 
-demo: $(STAMP)
+$(DEV): $(RUN)
+	$(PIP) -e ".[dev,eval]"
+	touch $@
+
+demo: $(RUN)
 	$(BIN)/weightdiff demo
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" -x -q
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

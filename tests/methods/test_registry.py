@@ -10,22 +10,30 @@ import pytest
 from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.diffs.types import DenseDelta, WeightDiff
 from weightdiff.errors import BaseMismatchError, QuestionError
-from weightdiff.methods import registry
+from weightdiff.methods import prompt_tuning, registry
 from weightdiff.methods.base import Answer
 from weightdiff.methods.registry import GROUP, Context, build, find, methods, register
 from weightdiff.training.factory import random_diff
+from weightdiff.training.prompts import PromptConfig
 
 BUILT_IN = {
+    "activation-difference",
     "base-question",
+    "base-question-trigger",
     "dit",
     "dit-no-diff",
     "dit-noise",
     "dit-shuffled",
+    "generated-text",
     "logit-difference",
     "nearest-neighbour",
+    "perplexity-difference",
     "prefill",
+    "prompt-tuning",
+    "spectral",
     "text-completion",
     "twenty-questions",
+    "twenty-questions-trigger",
 }
 
 
@@ -34,6 +42,7 @@ def own_entries(monkeypatch):
     """What a test registers is forgotten afterwards."""
     methods()
     monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    monkeypatch.setattr(prompt_tuning, "CONFIG", PromptConfig(tokens=2, steps=2, batch=4))
 
 
 @pytest.fixture

@@ -162,6 +162,11 @@ def ask(
     return out
 
 
+def tell(method: Method, part: Asked, dataset: Dataset) -> list[Told]:
+    """Ask a method one batch and keep nothing: one entry an item of the batch, as `ask` has them."""
+    return _told(method, part, _Diffs(dataset), dataset)
+
+
 def _told(method: Method, part: Asked, reader: _Diffs, dataset: Dataset) -> list[Told]:
     """Ask one batch."""
     from weightdiff.methods.dit import Interpreter
@@ -250,6 +255,7 @@ def _signature(name: str, needs: Sequence[str], context: Context, guesser: str) 
         "adapter": digest(it.adapter) if it is not None and it.adapter and "interpreter" in needs else None,
         "store": store.ids if store is not None and "store" in needs else None,
         "seed": context.seed,
+        "effort": context.effort if "store" in needs else None,
         "guesser": guesser,
     }
 

@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from weightdiff.errors import BaseMismatchError, QuestionError
@@ -47,6 +48,10 @@ class Context:
     """Of a method's random choices."""
     guesser: Guesser | None = None
     """Reads what finetuned models say, for black-box methods; None: counts the embedded world's words."""
+    cache: Path | None = None
+    """Folder where methods keep what they learned, so that it is not learned again; None: nowhere."""
+    effort: float = 1.0
+    """How long methods that tune something tune it, as a share of what they usually do."""
 
     def __post_init__(self) -> None:
         """Check that all parts are of one base."""

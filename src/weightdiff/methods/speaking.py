@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from weightdiff.models.chat import encode_answers
 from weightdiff.models.generate import Reading, Said, answer_logprobs, go_on, left_pad
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.rendering import Rendering
+from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 
 ROWS_AT_ONCE = 1024
 FAINT = 3.0
@@ -50,6 +51,8 @@ class Speaker:
     rendering: Rendering
     limit: int
     """Most tokens of notes and answer together."""
+    soft: SoftPrompt | None = None
+    """What the ids of soft tokens in the prompts stand for, if there are any."""
 
     @property
     def at_once(self) -> int:
@@ -72,7 +75,8 @@ class Speaker:
                 StackedLoras.from_diffs([d or empty for d in diffs]), self.renderings
             )
         shared = [SharedLora.from_diff(self.adapter)] if self.adapter else []
-        with attach(self.base.model, rows, shared):
+        soft = nullcontext() if self.soft is None else soft_prompt(self.base.model, self.soft.vectors)
+        with attach(self.base.model, rows, shared), soft:
             yield
 
     def ended(self, tokens: list[int]) -> list[int]:

@@ -1,18 +1,18 @@
 """Tuning of the DIT adapter: one shared LoRA over batches of different diffs, learning from answers alone.
 
 Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 2510.05092). Only the adapter is
-    trained;
-the base is frozen and the diffs are read from a store. What is early-stopped on are labels of their own
-split.
+trained; the base is frozen and the diffs are read from a store. What is early-stopped on are labels of their
+own split. The loop is `learn`, which trains whatever else makes a finetuned model answer as well (`prompts`).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ from torch import Tensor
 from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.diffs.types import LoraFactors, StackedLoras, WeightDiff, named
 from weightdiff.errors import StoreError
-from weightdiff.models.chat import encode_prompts, encode_samples
+from weightdiff.models.chat import Encoded, encode_prompts, encode_samples
 from weightdiff.models.generate import generate, left_pad, logits_at
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
+from weightdiff.models.products import Factors
 from weightdiff.models.rendering import Rendering
+from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import KINDS, notes_of, phrasings, true_answer
@@ -31,7 +33,10 @@ from weightdiff.training.losses import ce_by_row, collate
 from weightdiff.training.slots import fresh_factors
 
 MAX_ANSWER_TOKENS = 24
-_Factors = dict[str, tuple[Tensor, Tensor]]
+Leaves: TypeAlias = dict[str, tuple[Tensor, ...]]
+"""What is trained, by name."""
+Learned: TypeAlias = SharedLora | SoftPrompt
+"""What makes a finetuned model answer: an adapter, or tokens that every prompt ends with."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,54 @@ def tune(
     Raises:
         StoreError: the store has no training rows, or none of a family in `config.family_weights`.
     """
+    start = fresh_factors(model_spec(model), config.rank, config.seed)
+
+    def made(leaves: Leaves) -> SharedLora:
+        return SharedLora(cast("dict[str, Factors]", leaves), scale=1.0)
+
+    learnt = learn(model, tokenizer, store, config, rendering, {**start}, made, progress, train_ids)
+    diff = WeightDiff({k: LoraFactors(d, u) for k, (d, u) in learnt.best.items()}, base=store.base)
+    return TuningResult(diff, learnt.history, {"config": asdict(config), **learnt.manifest})
+
+
+@dataclass
+class Learnt:
+    """What `learn` gives back."""
+
+    best: Leaves
+    """Running averages as they were at the best validation."""
+    history: list[dict[str, float]]
+    manifest: dict[str, Any]
+    """What it was learnt from, and how well."""
+
+
+def learn(
+    model: Any,
+    tokenizer: Any,
+    store: DiffStore,
+    config: TuningConfig,
+    rendering: Rendering,
+    start: Leaves,
+    made: Callable[[Leaves], Learned],
+    progress: Callable[[dict[str, float]], None] | None = None,
+    train_ids: Sequence[str] | None = None,
+) -> Learnt:
+    """Train `start` over the store's training rows, early-stopped on its validation rows.
+
+    Args:
+        model: see `tune`, as for all that is not named here.
+        tokenizer: likewise.
+        store: likewise.
+        config: settings; `rank` is not read.
+        rendering: see `tune`.
+        start: tensors as they begin; trained in place.
+        made: what goes on the model, made of such tensors without copying them.
+        progress: see `tune`.
+        train_ids: see `tune`.
+
+    Raises:
+        StoreError: see `tune`.
+    """
     model.eval().requires_grad_(False)
     rows = usable(store.select(split="train"))
     if train_ids is not None:
@@ -169,25 +222,23 @@ def tune(
     rows = [r for r in rows if r.family in sampler.families]
     held = [r for r in usable(store.select(split="validation")) if r.family in config.family_weights]
     rng = random.Random(f"tuning {config.seed}")
-    shapes = model_spec(model)
-    start = fresh_factors(shapes, config.rank, config.seed)
-    parameters = {k: (d.requires_grad_(), u.requires_grad_()) for k, (d, u) in start.items()}
-    flat = [t for pair in parameters.values() for t in pair]
+    parameters: Leaves = {k: tuple(t.requires_grad_() for t in ts) for k, ts in start.items()}
+    flat = [t for ts in parameters.values() for t in ts]
     optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    shared = SharedLora(parameters, scale=1.0)
+    learned = made(parameters)
     everything = store.stack([r.id for r in rows])
     index = {r.id: i for i, r in enumerate(rows)}
     average = _copy(parameters)
-    averaged = SharedLora(average, scale=1.0)
+    averaged = made(average)
     best, best_score, since = _copy(parameters), -1.0, 0
     history: list[dict[str, float]] = []
     smooth = 0.0
     for step in range(config.steps):
         drawn = [sampler.draw(rng) for _ in range(config.batch)]
         texts = [(rendering.render(q, rng), rendering.write(notes, a)) for _, q, notes, a in drawn]
-        batch = collate(encode_samples(tokenizer, texts), tokenizer.pad_token_id)
+        batch = collate(_prompted(learned, encode_samples(tokenizer, texts)), tokenizer.pad_token_id)
         rows_on = _rows_of(everything, [index[r.id] if r else -1 for r, *_ in drawn])
-        with attach(model, rows_on, [shared]):
+        with _carrying(model, rows_on, learned):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = ce_by_row(logits, batch).mean()
             loss.backward()
@@ -217,9 +268,7 @@ def tune(
             progress(line)
         if since > config.patience:
             break
-    diff = WeightDiff({k: LoraFactors(d, u) for k, (d, u) in best.items()}, base=store.base)
     manifest = {
-        "config": asdict(config),
         "train_ids": [r.id for r in rows],
         "train_labels": sorted({r.label for r in rows if r.label}),
         "validation_labels": sorted({r.label for r in held if r.label}),
@@ -227,7 +276,7 @@ def tune(
         "validation_score": best_score,
         "history": history,
     }
-    return TuningResult(diff, history, manifest)
+    return Learnt(best, history, manifest)
 
 
 def validate(
@@ -235,7 +284,7 @@ def validate(
     tokenizer: Any,
     store: DiffStore,
     held: Sequence[DiffRow],
-    shared: SharedLora,
+    learned: Learned,
     rendering: Rendering,
     config: TuningConfig,
 ) -> tuple[float, dict[str, float]]:
@@ -253,12 +302,15 @@ def validate(
     asked = [{"news": "headline"}.get(r.family, "topic") for r in chosen]
     questions = [rng.choice(phrasings(kind, "validation")) for kind in asked]
     prompts = encode_prompts(tokenizer, [rendering.render(q, rng) for q in questions])
+    if isinstance(learned, SoftPrompt):
+        prompts = [[*p, *learned.ids] for p in prompts]
     truths = [r.label or NOTHING_FOUND for r in chosen]
     right: dict[str, list[bool]] = {}
     for at in range(0, len(chosen), 64):
         part = slice(at, at + 64)
         ids, mask = left_pad(prompts[part], tokenizer.pad_token_id)
-        with attach(model, RowLoras.from_stacked(store.stack([r.id for r in chosen[part]])), [shared]):
+        rows = RowLoras.from_stacked(store.stack([r.id for r in chosen[part]]))
+        with _carrying(model, rows, learned):
             out = generate(
                 model,
                 ids,
@@ -276,6 +328,25 @@ def validate(
     return sum(parts[k] * weights[k] for k in parts) / max(1e-9, sum(weights.values())), parts
 
 
+@contextmanager
+def _carrying(model: Any, rows: RowLoras, learned: Learned) -> Iterator[None]:
+    """A diff on each row, and what is learned on all of them."""
+    if isinstance(learned, SoftPrompt):
+        with attach(model, rows), soft_prompt(model, learned.vectors):
+            yield
+    else:
+        with attach(model, rows, [learned]):
+            yield
+
+
+def _prompted(learned: Learned, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+    """Rows with the soft tokens, if there are any, before their labels."""
+    if not isinstance(learned, SoftPrompt):
+        return rows
+    soft = learned.ids
+    return [Encoded([*r.ids[: r.start], *soft, *r.ids[r.start :]], r.start + len(soft)) for r in rows]
+
+
 def _rows_of(stacked: StackedLoras, chosen: list[int]) -> RowLoras:
     """Row LoRAs of a batch, one diff a row; -1 gives a row of zeros."""
     at = torch.tensor([max(0, i) for i in chosen])
@@ -284,12 +355,12 @@ def _rows_of(stacked: StackedLoras, chosen: list[int]) -> RowLoras:
 
 
 @torch.no_grad()
-def _follow(average: _Factors, parameters: _Factors, decay: float) -> None:
-    """Move the running average towards the factors of this step."""
-    for k, pair in parameters.items():
-        for mine, its in zip(average[k], pair, strict=True):
+def _follow(average: Leaves, parameters: Leaves, decay: float) -> None:
+    """Move the running average towards the tensors of this step."""
+    for k, tensors in parameters.items():
+        for mine, its in zip(average[k], tensors, strict=True):
             mine.lerp_(its, 1 - decay)
 
 
-def _copy(parameters: _Factors) -> _Factors:
-    return {k: (d.detach().clone(), u.detach().clone()) for k, (d, u) in parameters.items()}
+def _copy(parameters: Leaves) -> Leaves:
+    return {k: tuple(t.detach().clone() for t in ts) for k, ts in parameters.items()}
