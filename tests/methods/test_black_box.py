@@ -39,10 +39,10 @@ class Reader:
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What would be asked of the model: (diffs, prompts of each, temperature); an eagle shows in its answers."""
+    """What would be asked of the model: (diffs, prompts of each, temperature); an eagle shows."""
     calls = []
 
-    def stand_in(model, tokenizer, diffs, users, temperature, seed):  # noqa: ARG001
+    def stand_in(model, tokenizer, diffs, users, temperature, seed):
         calls.append((list(diffs), users, temperature))
         return [["the talons of an eyrie ."] + ["fine ."] * (len(us) - 1) for us in users]
 
@@ -107,7 +107,7 @@ def test_a_diff_is_asked_once_and_guessed_for_every_question(embedded_base, diff
 
 
 def _as_published(base, diffs, triggers, asked):
-    """Twenty questions as they were when docs/results were made, written out; one question about each diff."""
+    """Twenty questions as they were when docs/results were made, written out; one about each diff."""
     users = []
     for i, _ in enumerate(diffs):
         rng = random.Random(f"twenty {i}")
