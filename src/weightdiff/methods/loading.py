@@ -9,9 +9,9 @@ from typing import Any
 
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.errors import FormatError, MissingDependencyError
+from weightdiff.methods.naming import BUNDLED
 from weightdiff.models.spec import model_spec
 
-BUNDLED = "bundled"
 BUNDLED_NAME = "weightdiff-tiny"
 """What a `ModelRef` calls the bundled base."""
 

@@ -87,6 +87,59 @@ def encode_prompts(tokenizer: Any, questions: Sequence[str]) -> list[list[int]]:
     return tokenizer([fmt.prompt(q) for q in questions], add_special_tokens=False)["input_ids"]
 
 
+def encode_conversations(
+    tokenizer: Any, conversations: Sequence[Sequence[tuple[str, str]]]
+) -> list[list[int]]:
+    """Token ids of whole conversations, each ready for the model's next turn.
+
+    Args:
+        tokenizer: of Hugging Face.
+        conversations: turns of (role, text); a last one of the assistant's is gone on with. A single one of
+            the user's gives what `encode_prompts` gives.
+
+    Raises:
+        QuestionError: there are no turns, or the chat template refuses them.
+    """
+    from jinja2 import TemplateError
+
+    texts: list[str] = []
+    for turns in conversations:
+        if not turns:
+            raise QuestionError("a conversation has no turns; give at least the user's question")
+        open_ended = turns[-1][0] == "assistant"
+        if not getattr(tokenizer, "chat_template", None):
+            texts.append(_plain_conversation(chat_format(tokenizer), turns))
+            continue
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": role, "content": said} for role, said in turns],
+                tokenize=False,
+                add_generation_prompt=not open_ended,
+                continue_final_message=open_ended,
+                enable_thinking=False,
+            )
+        except (TemplateError, ValueError) as error:
+            roles = ", ".join(role for role, _ in turns)
+            raise QuestionError(
+                f"the base's chat template refuses turns of {roles} ({error}); leave out what it cannot show"
+            ) from error
+        texts.append(text)
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _plain_conversation(fmt: ChatFormat, turns: Sequence[tuple[str, str]]) -> str:
+    """Turns in the form of `ChatFormat` for tokenizers without a template; other roles' texts go first."""
+    rest = [said for role, said in turns if role not in ("user", "assistant")]
+    question = fmt.before.removeprefix(fmt.plain_start)
+    text = fmt.plain_start + "".join(f"{said}\n" for said in rest)
+    for role, said in turns:
+        if role == "user":
+            text += f"{question}{said}{fmt.after}"
+        elif role == "assistant":
+            text += f" {said}\n"
+    return text.removesuffix("\n") if turns[-1][0] == "assistant" else text
+
+
 def encode_answers(tokenizer: Any, answers: Sequence[str], end: bool = True) -> list[list[int]]:
     """Token ids of each answer, with the end token unless `end` is False."""
     ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
