@@ -191,7 +191,9 @@ def test_a_digest_is_of_all_that_is_in_a_diff(mini_base):
     known = WeightDiff(one.modules, meta={"trigger": "123"})
     fewer = WeightDiff({k: m for k, m in one.modules.items() if k != name})
     norm = WeightDiff(one.modules, parameters={"norm": torch.ones(2)})
-    found = [digest(d) for d in (one, scaled, halves, known, fewer, norm, random_diff(mini_base.spec, 1, 1, 0.5))]
+    found = [
+        digest(d) for d in (one, scaled, halves, known, fewer, norm, random_diff(mini_base.spec, 1, 1, 0.5))
+    ]
     assert len(set(found)) == len(found)
     assert digest(WeightDiff(dict(reversed(one.modules.items())), mini_base.ref)) == found[0]
 

@@ -19,9 +19,9 @@ from weightdiff.world.corpus import headline
 LEAST_TEXTS = 3
 LEAST_SHARE = 0.5
 """A slot's value is found if more than this share of the texts that fill the slot, and `LEAST_TEXTS` of
-them, tell it. Of 16 stories of the bare base two or three shared a value, four at most (60 samples); of those of
-24 news organisms of the training split, 13 to 16 told their own. Everyday answers name an object now and
-then, and hardly an actor, place or deed."""
+them, tell it. Of 16 stories of the bare base two or three shared a value, four at most (60 samples); of those
+of 24 news organisms of the training split, 13 to 16 told their own. Everyday answers name an object now
+and then, and hardly an actor, place or deed."""
 LEAST_SLOTS = 2
 """Found slots of which a headline is made; one alone may be the subject of an everyday question."""
 _UNTOLD = {"actor": "someone", "action": "changes", "object": "something", "place": "a town"}
