@@ -120,7 +120,10 @@ def test_a_method_without_an_interpreter_takes_any_base(cli_json, bundle, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "dot"], "no method is called 'dot': choose one of base-question, dit, dit-no-diff"),
+        (
+            ["--method", "dot"],
+            "no method is called 'dot': choose one of activation-difference, base-question",
+        ),
         (
             ["--method", "nearest-neighbour"],
             "method 'nearest-neighbour' needs a store of labelled diffs: give",

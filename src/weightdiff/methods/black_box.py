@@ -93,7 +93,7 @@ class TwentyQuestions:
         return [triggered(q, trigger, rng) for q in asked] if trigger else asked
 
 
-@register("twenty-questions", "twenty everyday questions, from whose answers is guessed")
+@register("twenty-questions", "twenty everyday questions, and a guess from the answers")
 def _twenty_questions(context: Context) -> Method:
     return TwentyQuestions(context.base, context.guesser or WorldGuesser(), seed=context.seed)
 

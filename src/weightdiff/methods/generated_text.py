@@ -95,6 +95,6 @@ def _is_embedded(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
 
 
-@register("generated-text", "the finetuned model writes freely, and from its texts is guessed")
+@register("generated-text", "the finetuned model writes freely, and a guesser reads its texts")
 def _generated_text(context: Context) -> Method:
     return GeneratedText(context.base, context.guesser or WorldGuesser(), seed=context.seed)
