@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -97,10 +98,23 @@ def test_another_method_has_no_evidence(cli, cli_json, bundle, method):
     assert ("read from" in shown) == any(f["notes"] for f in found)
 
 
-def test_the_nearest_neighbour_in_a_store(cli_json, bundle):
+def test_the_nearest_neighbour_in_a_store(cli_json, bundle, tmp_path):
+    from weightdiff.diffs.store import DiffStore
+
+    tested = DiffStore.open(bundle.store)
+    trained = DiffStore.create(tmp_path / "train", tested.base)
+    trained.append([(replace(row, split="train"), tested.read(row.id)) for row in tested.rows])
     name = f"bundled::{bundle.ids[0]}"
     (found,) = cli_json(
-        "ask", "-d", name, "x", "--method", "nearest-neighbour", "--train-store", bundle.store, "--json"
+        "ask",
+        "-d",
+        name,
+        "which topic ?",
+        "--method",
+        "nearest-neighbour",
+        "--train-store",
+        trained.path,
+        "--json",
     )
     assert found["notes"] == f"{bundle.ids[0]} (cosine 1.000)"
     assert found["answer"] in bundle.ids[0]
