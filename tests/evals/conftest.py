@@ -136,3 +136,29 @@ class KnowingInterpreter:
 def knowing(mini_base: Base, mini_store: DiffStore) -> Any:
     """Makes a stand-in interpreter: `knowing(seed=1, right=("loud",))`."""
     return lambda **settings: KnowingInterpreter(mini_base, mini_store, **settings)
+
+
+@pytest.fixture(scope="module")
+def mini_base_folder(mini_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random Llama as a folder that can be loaded."""
+    folder = Path(tmp_path_factory.mktemp("mini-base"))
+    mini_base.model.save_pretrained(folder)
+    mini_base.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def inspect_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs inspect_ai here and now, whole, with all that it writes in the test's folder; returns the log."""
+    from inspect_ai import eval as run
+
+    for name in ("XDG_DATA_HOME", "XDG_CACHE_HOME", "INSPECT_CACHE_DIR", "INSPECT_LOG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    for name in ("INSPECT_EVAL_MODEL", "INSPECT_EVAL_MODEL_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run_one(task: Any, **settings: Any) -> Any:
+        return run(task, log_dir=str(tmp_path / "logs"), display="none", ctl_server=False, **settings)[0]
+
+    return run_one

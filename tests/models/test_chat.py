@@ -12,6 +12,7 @@ from weightdiff.models.chat import (
     MAX_QUESTION_CHARS,
     chat_format,
     encode_answers,
+    encode_conversations,
     encode_prompts,
     encode_samples,
 )
@@ -98,3 +99,43 @@ def test_the_tokenizers_own_side_of_padding_does_not_matter(tokenizer, any_tiny_
     assert together == alone
     assert int(mask[0, 0]) == 0
     assert torch.equal(ids[0, -len(prompts[0]) :], torch.tensor(prompts[0]))
+
+
+@pytest.mark.parametrize("template", [THINKING, GEMMA_LIKE, None], ids=["thinking", "gemma", "none"])
+def test_a_conversation_of_one_question_is_its_prompt(tokenizer, template):
+    tokenizer.chat_template = template
+    asked = ["what changed?", "why"]
+    found = encode_conversations(tokenizer, [[("user", q)] for q in asked])
+    assert found == encode_prompts(tokenizer, asked)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            GEMMA_LIKE,
+            "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nyes<end_of_turn>\n"
+            "<start_of_turn>user\nso?<end_of_turn>\n<start_of_turn>model\n",
+        ),
+        (None, "<bos>Question: hi\nAnswer: yes\nQuestion: so?\nAnswer:"),
+    ],
+    ids=["gemma", "none"],
+)
+def test_turns_follow_each_other_and_the_last_can_be_gone_on_with(tokenizer, template, text):
+    tokenizer.chat_template = template
+    turns = [("user", "hi"), ("assistant", "yes"), ("user", "so?")]
+    (whole,) = encode_conversations(tokenizer, [turns])
+    assert tokenizer.decode(whole) == text
+    (begun,) = encode_conversations(tokenizer, [[*turns, ("assistant", "well,")]])
+    assert tokenizer.decode(begun) == f"{text}{'' if template else ' '}well,"
+
+
+def test_conversations_that_cannot_be_shown(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(QuestionError, match=r"refuses turns of system, user \(no system turns\)"):
+        encode_conversations(tokenizer, [[("system", "be kind"), ("user", "hi")]])
+    with pytest.raises(QuestionError, match="has no turns"):
+        encode_conversations(tokenizer, [[]])
+    tokenizer.chat_template = None
+    (ids,) = encode_conversations(tokenizer, [[("system", "be kind"), ("user", "hi")]])
+    assert tokenizer.decode(ids) == "<bos>be kind\nQuestion: hi\nAnswer:"
