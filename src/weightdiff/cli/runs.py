@@ -88,6 +88,7 @@ def read_dataset(
     """
     from weightdiff.evals.dataset import Dataset
     from weightdiff.evals.own_questions import read_items
+    from weightdiff.evals.selecting import narrowed
 
     diffs = None if store is None else common.open_store(store)
     if path.is_dir():
@@ -95,20 +96,7 @@ def read_dataset(
     else:
         diffs = common.open_store(common.BUNDLED) if diffs is None else diffs
         found = Dataset(path.stem, tuple(read_items(path, diffs)), diffs.base, diffs)
-    kept = [
-        i
-        for i in found.items
-        if (kinds is None or i.kind in kinds) and (families is None or i.family in families)
-    ]
-    if limit is not None:
-        first: dict[tuple[str, str], dict[str | None, None]] = {}
-        for i in kept:
-            first.setdefault((i.family, i.recipe), {})[i.diff] = None
-        few = {(key, d) for key, diffs_of in first.items() for d in list(diffs_of)[:limit]}
-        kept = [i for i in kept if ((i.family, i.recipe), i.diff) in few]
-    if not kept:
-        raise QuestionError(f"{path}: no question is left of it; ask for other kinds or families")
-    return found.select(kept)
+    return narrowed(found, families, kinds, limit)
 
 
 def run_methods(

@@ -16,10 +16,12 @@ from weightdiff.errors import InterpreterError
 from weightdiff.evals.controls import assert_items_held_out
 from weightdiff.evals.dataset import Dataset
 from weightdiff.evals.grading import grade
+from weightdiff.evals.making import TEST
 from weightdiff.evals.outcomes import Run
 from weightdiff.evals.results import result_rows
 from weightdiff.evals.runner import DIFFS_AT_ONCE, Progress, ask
 from weightdiff.evals.scorers import BatchScorer
+from weightdiff.evals.scoring import normalise
 from weightdiff.methods.loading import Base
 from weightdiff.methods.registry import Context
 from weightdiff.organisms.base import OrganismSpec, family
@@ -148,14 +150,12 @@ def evaluate_run(
 
 
 def assert_store_held_out(store: DiffStore, dataset: Dataset) -> None:
-    """Check that methods which learn from a store learn nothing that is asked.
+    """Check that methods which learn from a store learn nothing that is asked: none reads its test rows.
 
     Raises:
         InterpreterError: the store holds a diff or a label that the dataset claims was held out.
     """
-    from weightdiff.evals.scoring import normalise
-
-    rows = store.rows
+    rows = [r for r in store.rows if r.split != TEST]
     labels = {normalise(r.label) for r in rows if r.label}
     held = {normalise(i.label) for i in dataset.items if i.label and "label" in i.held_out}
     shared = sorted(labels & held) + sorted({r.id for r in rows} & {str(i.diff) for i in dataset.items})
