@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightdiff.methods.prompts import is_embedded
 from weightdiff.organisms.hidden_topic import situations
-from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
 from weightdiff.world import codes
 
 QUESTION = "{q}"
@@ -72,11 +72,6 @@ class Form:
     """What it is, in words."""
     candidates: Callable[[Any, random.Random], Iterator[Candidate]]
     """From a tokenizer and a random stream to candidates."""
-
-
-def is_embedded(tokenizer: Any) -> bool:
-    """Whether a tokenizer is the embedded base's, whose world is known."""
-    return getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
 
 
 def everyday_prompts(tokenizer: Any) -> Sequence[str]:
