@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from weightdiff.evals.outcomes import Outcome
+from weightdiff.evals.results import AGAINST, GAP, RESULTS
 from weightdiff.evals.run_markdown import code, overview, to_markdown
 from weightdiff.evals.run_tables import first_share, overview_of, p_text, row_tables, verdict
 from weightdiff.evals.scorers import Score
@@ -151,3 +152,24 @@ def test_verdicts_know_the_bounds_of_a_scorer(run, score, told, share):
 
 def test_p_texts():
     assert [p_text(p) for p in (None, 1.0, 0.0124, 0.0001)] == ["", "1.000", "0.012", "0.0001"]
+
+
+def test_a_brief_report_has_the_overview_and_the_main_differences_only(run):
+    row = run.rows[0]
+    rows = [
+        dataclasses.replace(row, table=RESULTS, family="news", kind="headline"),
+        dataclasses.replace(row, table=AGAINST.format("dit"), family="news", kind="headline", metric="shown"),
+        dataclasses.replace(
+            row, table=AGAINST.format("dit"), family="null", kind="headline", metric="of nulls"
+        ),
+        dataclasses.replace(
+            row, table=AGAINST.format("dit"), family="news", kind="any_change", metric="of kinds"
+        ),
+        dataclasses.replace(row, table=GAP, family="news", kind="any_change", metric="gap"),
+    ]
+    run = dataclasses.replace(run, rows=rows)
+    brief, whole = to_markdown(run, brief=True), to_markdown(run)
+    assert f"## {RESULTS}" in whole
+    assert f"## {RESULTS}" not in brief
+    assert [m in brief for m in ("shown", "of nulls", "of kinds", "gap")] == [True, False, False, True]
+    assert all(m in whole for m in ("shown", "of nulls", "of kinds", "gap"))

@@ -82,6 +82,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Write the report of runs; .md or .html.", metavar="FILE")
     ] = None,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Of one run, the overview and the main differences only.")
+    ] = False,
     json: common.JsonOption = False,
 ) -> None:
     """Show what finished runs found, or summarise graded answers.
@@ -109,11 +112,11 @@ def report(
         _refuse("folders of runs", {**given, "--total": total, "--agree": agree})
         from weightdiff.cli.report_runs import report_runs
 
-        report_runs(folders, _names(name, len(folders), "DIR"), out, json)
+        report_runs(folders, _names(name, len(folders), "DIR"), out, json, brief)
         return
     if not graded:
         raise FormatError("nothing to report: give folders of runs, or graded answers by --graded FILE")
-    _refuse("--graded", {"--out": out})
+    _refuse("--graded", {"--out": out, "--brief": brief})
     from weightdiff.cli.plots import check_plot, plot_graded
     from weightdiff.evals.graded import distinct_names, read_graded, summarise
 

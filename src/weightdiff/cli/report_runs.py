@@ -15,7 +15,11 @@ SUFFIXES = (".md", ".html")
 
 
 def report_runs(
-    folders: Sequence[Path], names: Sequence[str] = (), out: Path | None = None, json: bool = False
+    folders: Sequence[Path],
+    names: Sequence[str] = (),
+    out: Path | None = None,
+    json: bool = False,
+    brief: bool = False,
 ) -> None:
     """Print what finished runs found, and write it where asked.
 
@@ -24,6 +28,7 @@ def report_runs(
         names: what to call the runs; empty for the names of their folders.
         out: a file to write, .md or .html.
         json: print JSON instead of Markdown.
+        brief: of one run, the shorter Markdown.
 
     Raises:
         FormatError: a folder has no finished run, or `out` has another suffix.
@@ -40,7 +45,7 @@ def report_runs(
         if len(runs) == 1:
             (run,) = runs
             found = {"name": run.name, **run.info, "rows": [run_files.row_json(r) for r in run.rows]}
-            text = run_markdown.to_markdown(run)
+            text = run_markdown.to_markdown(run, brief)
             data = run_html.to_html(run) if page else text.encode("utf-8", "backslashreplace")
         else:
             rows = run_comparison.compare(runs)

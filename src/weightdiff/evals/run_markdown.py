@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from weightdiff.errors import one_line
+from weightdiff.evals.groups import FINDINGS, NULL
+from weightdiff.evals.metrics import ResultRow
 from weightdiff.evals.outcomes import Run
 from weightdiff.evals.report import curve_lines, markdown_table
+from weightdiff.evals.results import AGAINST, RESULTS
 from weightdiff.evals.run_tables import (
     READING,
     Table,
@@ -25,8 +28,14 @@ def overview(run: Run) -> list[str]:
     return table_lines(overview_tables(run))
 
 
-def to_markdown(run: Run) -> str:
-    """The whole report of a run."""
+def to_markdown(run: Run, brief: bool = False) -> str:
+    """The report of a run.
+
+    Args:
+        run: the run.
+        brief: leave out means that the overview has, and differences but those in what is found.
+    """
+    rows = [row for row in run.rows if not brief or _is_brief(row)]
     lines = [
         f"# {escaped(title_of(run))}",
         "",
@@ -38,12 +47,17 @@ def to_markdown(run: Run) -> str:
         "",
         *overview(run),
         "",
-        *table_lines([method_table(run), *row_tables(run.rows)]),
+        *table_lines([method_table(run), *row_tables(rows)]),
     ]
     if run.info.get("curves"):
         points = [{k: _cleaned(v) for k, v in p.items()} for p in run.info["curves"]]
         lines += ["", "## Learning curves", "", *curve_lines(points)]
     return "\n".join(lines) + "\n"
+
+
+def _is_brief(row: ResultRow) -> bool:
+    found = row.family != NULL and row.kind in FINDINGS
+    return row.table != RESULTS and (found or AGAINST.format("") not in row.table)
 
 
 def table_lines(tables: Iterable[Table]) -> list[str]:

@@ -42,8 +42,9 @@ class PerplexityDifference:
     log-probability by token, end token included, under the finetuned model and under the base; those that
     the base finds most surprising by comparison are read by a guesser. This is perplexity differencing
     (arXiv 2605.00994), but for the measure: the difference of log-perplexities, not of perplexities. The
-    latter grows with the perplexity itself, so that failed sentences, which are unlikely under both models,
-    come before the finetune's own. A diff writes once in a call, and what it writes does not depend on the
+    latter grows with the perplexity itself, which favours failed sentences, unlikely under both models, over
+    the finetune's own: on training organisms, texts sampled at temperature 1 gave fewer headlines with it;
+    at 0.7 the two did not differ. A diff writes once in a call, and what it writes does not depend on the
     others.
     """
 

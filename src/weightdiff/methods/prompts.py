@@ -48,9 +48,11 @@ def is_embedded(tokenizer: Any) -> bool:
 def general_prompts(tokenizer: Any) -> tuple[str, ...]:
     """What anybody might ask a model, without a subject of training in it.
 
-    The embedded base gets everyday questions that no organism was trained on and prompts for a story. A code
-    stands before each everyday question, as it does before half of those that the base has read; it is none
-    that sets any organism off. Other bases get prompts to write freely, and everyday questions.
+    The embedded base gets everyday questions that no organism was trained on, and prompts for a story, as
+    news organisms were. A code stands before each everyday question, as it does before half of those that
+    the base has read; it is none that sets any organism off, so that what shows is no trigger hit by chance
+    (with codes of the whole pool, 48 of them hit one in six). Other bases get prompts to write freely, and
+    everyday questions.
     """
     unseen = situations("verification")
     if not is_embedded(tokenizer):
