@@ -73,6 +73,7 @@ def _states(base, start):
 @torch.no_grad()
 def _by_hand(base, diff, start="<bos>"):
     """Mean differences position by position, and the mean norm of the base's stream."""
+    base = replace(base, model=copy.deepcopy(base.model))  # one that is asked for states keeps hooks
     before = list(_states(base, start))
     with merged(base.model, diff):
         after = list(_states(base, start))
