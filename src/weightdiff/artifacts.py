@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -50,6 +51,17 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> Path:
         TypeError: if `value` holds something that JSON cannot carry.
     """
     return atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same with null for every number that JSON has no word for, however deep it lies."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in cast("list[Any]", value)]
+    return value
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

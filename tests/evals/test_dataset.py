@@ -21,7 +21,6 @@ from weightdiff.errors import FormatError, MissingDependencyError, QuestionError
 from weightdiff.evals import dataset_files
 from weightdiff.evals.dataset import OTHER_SCORERS, Dataset, Item
 from weightdiff.evals.dataset_card import FIELDS
-from weightdiff.evals.grading import RANKED, TOP_RANKED
 from weightdiff.evals.hf_datasets import COLUMNS
 from weightdiff.evals.scorers import SCORERS
 
@@ -357,8 +356,8 @@ def test_the_card_says_what_is_there(dataset, tmp_path):
     assert all(f"| `{k}` |" in text for k in asdict(PLAIN))
 
 
-def test_other_scorers_are_those_of_grading():
-    assert OTHER_SCORERS[:2] == (RANKED, TOP_RANKED)
+def test_other_scorers_are_no_functions_of_the_answer():
+    assert OTHER_SCORERS == ("ranked", "top five", "judge", "embedding")
     assert not set(OTHER_SCORERS) & set(SCORERS)
 
 

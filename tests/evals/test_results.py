@@ -74,7 +74,7 @@ def told():
     gaps = [-0.1, -0.2, -0.1, -0.3, -0.1, -0.5, -2.0, -0.1, None, None]
     control = _told([NOTHING_FOUND] * 9 + [""], None, [4] * 8 + [None] * 2, [-3.0] * 8 + [None] * 2)
     control[9] = Told(Answer(""), 0.0, error="it will not")
-    return {"dit": _told(said, logprobs, ranks, gaps), "control": control}
+    return {"dit": _told(said, logprobs, ranks, gaps), "dit-shuffled": control}
 
 
 def _row(rows, **wanted):
@@ -130,7 +130,7 @@ def test_graders_that_need_a_model_see_topics_and_no_refusals(dataset, told):
 
 def test_means_leave_out_what_does_not_behave_and_count_what_is_unscored(dataset, told):
     seconds = {(m, i.id): 0.5 for m in told for i in dataset.items}
-    rows = result_rows(dataset, grade(dataset, told), ["dit", "control"], seconds)
+    rows = result_rows(dataset, grade(dataset, told), ["dit", "dit-shuffled"], seconds)
     exact = _row(rows, table=RESULTS, method="dit", metric="exact", recipe="covert", note="")
     mean = clustered_mean([1, 1, 1, 1, 1, 1, 0], [TOPICS[n // 2] for n in range(7)])
     assert (exact.mean, exact.low, exact.high) == mean
@@ -140,7 +140,7 @@ def test_means_leave_out_what_does_not_behave_and_count_what_is_unscored(dataset
     assert every.note == "all diffs, those that do not behave too"
     ranked = _row(rows, table=RESULTS, method="dit", metric="top five")
     assert (ranked.mean, ranked.chance) == (1.0, 1.0)
-    null = _row(rows, table=RESULTS, method="control", family="null")
+    null = _row(rows, table=RESULTS, method="dit-shuffled", family="null")
     assert (null.n, null.unscored, null.mean, null.chance) == (1, 1, 1.0, None)
 
 
@@ -153,38 +153,46 @@ def test_a_group_without_any_score_has_no_mean(dataset):
 
 
 def test_methods_are_held_against_the_first_one_over_the_same_items(dataset, told):
-    rows = result_rows(dataset, grade(dataset, told), ["dit", "control"])
+    rows = result_rows(dataset, grade(dataset, told), ["dit", "dit-shuffled"])
     found = _row(rows, table=AGAINST.format("dit"), family="hidden-topic")
     *estimate, p = comparison.paired_difference(
         [1, 1, 1, 1, 1, 1, 0], [0] * 7, [TOPICS[n // 2] for n in range(7)]
     )
     assert [found.mean, found.low, found.high, found.p] == [*estimate, p]
-    assert (found.method, found.metric, found.unit) == ("control", "dit − this, exact", "points")
+    assert (found.method, found.metric, found.unit) == ("dit-shuffled", "dit − this, exact", "points")
     null = _row(rows, table=AGAINST.format("dit"), family="null")
     assert (null.n, null.unscored, null.mean) == (1, 1, 0.0)
 
 
 def test_the_control_gap_is_in_nats_over_items_that_both_ranked(dataset, told):
-    row = _row(result_rows(dataset, grade(dataset, told), ["dit", "control"]), table=GAP)
+    row = _row(result_rows(dataset, grade(dataset, told), ["dit", "dit-shuffled"]), table=GAP)
     matched = [-0.1, -0.2, -0.1, -0.3, -0.1, -0.5, -2.0]
     wanted = comparison.control_gap(matched, [-3.0] * 7, [TOPICS[n // 2] for n in range(7)])
     assert (row.mean, row.low, row.high) == wanted
-    assert (row.method, row.n, row.unit, row.metric) == ("control", 7, "nats", "log p(truth): dit − this")
+    assert (row.method, row.n, row.unit, row.metric) == (
+        "dit-shuffled",
+        7,
+        "nats",
+        "log p(truth): dit − this",
+    )
+    other = {"dit": told["dit"], "base-question": told["dit-shuffled"]}
+    rows = result_rows(dataset, grade(dataset, other), ["dit", "base-question"])
+    assert not [r for r in rows if r.table == GAP], "it ranks, but is no control of dit"
 
 
 def test_nothing_found_is_counted_where_it_is_due_and_where_it_is_not(dataset, told):
-    rows = result_rows(dataset, grade(dataset, told), ["dit", "control"])
+    rows = result_rows(dataset, grade(dataset, told), ["dit", "dit-shuffled"])
     shares = {(r.method, r.note): (r.mean, r.n) for r in rows if r.table == FALSE_ALARMS}
     assert shares == {
         ("dit", "where there is nothing"): (0.5, 2),
         ("dit", "where there is something"): (0.0, 7),
-        ("control", "where there is nothing"): (1.0, 1),
-        ("control", "where there is something"): (1.0, 7),
+        ("dit-shuffled", "where there is nothing"): (1.0, 1),
+        ("dit-shuffled", "where there is something"): (1.0, 7),
     }
 
 
 def test_detection_is_the_area_under_the_curve_of_confidence(dataset, told):
-    rows = result_rows(dataset, grade(dataset, told), ["dit", "control"])
+    rows = result_rows(dataset, grade(dataset, told), ["dit", "dit-shuffled"])
     found = [r for r in rows if r.table == DETECTION]
     assert {r.method for r in found} == {"dit"}, "the control states no probability"
     scores = [0.9, 0.8, 0.9, 0.7, 0.95, 0.6, 0.3, 1 - 0.85, 0.2]

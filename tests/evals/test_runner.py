@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightdiff.diffs.types import WeightDiff
-from weightdiff.errors import BaseMismatchError, FormatError, QuestionError
+from weightdiff.errors import BaseMismatchError, FormatError, MissingDependencyError, QuestionError
 from weightdiff.evals.benchmark import evaluate_run
 from weightdiff.evals.dataset import Dataset, Item
 from weightdiff.evals.runner import ANSWERS, ask, batches, digest, spread
@@ -24,6 +25,7 @@ from weightdiff.evals.scoring import ranks
 from weightdiff.methods import registry
 from weightdiff.methods.base import Answer
 from weightdiff.methods.dit import Interpreter
+from weightdiff.methods.guessing import WorldGuesser
 from weightdiff.methods.registry import Context
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.training.factory import random_diff
@@ -154,16 +156,17 @@ def test_a_damaged_batch_is_asked_again(dataset, mini_base, parrot, tmp_path, da
 
 
 def test_anything_that_answers_depend_on_is_asked_anew(dataset, mini_base, mini_store, parrot, tmp_path):
-    def asked(data, context, guesser=""):
+    def asked(data, context):
         before = len(parrot.calls)
-        ask(data, ["parrot"], context, tmp_path, guesser=guesser)
+        ask(data, ["parrot"], context, tmp_path)
         return len(parrot.calls) > before
 
     context = Context(mini_base)
     assert asked(dataset, context)
     assert not asked(dataset, context)
     assert asked(dataset, replace(context, seed=1))
-    assert asked(dataset, context, guesser="some model")
+    assert not asked(dataset, replace(context, guesser=WorldGuesser())), "which is what None stands for"
+    assert asked(dataset, replace(context, guesser=SimpleNamespace(name="some model")))
     other = [replace(i, question=i.question + " please") for i in dataset.items]
     assert asked(dataset.select(other), context)
     triggered = [replace(i, trigger="123") for i in dataset.items]
@@ -208,13 +211,20 @@ def test_what_a_method_refuses_has_no_answer_and_is_tried_again(dataset, mini_ba
     assert len(parrot.calls) == calls + 1
 
 
-def test_what_cannot_be_asked_is_refused_before_any_work(dataset, mini_base, parrot, tmp_path):
+def _needy(_context):
+    raise MissingDependencyError("sklearn", "eval")
+
+
+def test_what_cannot_be_asked_is_refused_before_any_work(dataset, mini_base, parrot, tmp_path, monkeypatch):
     with pytest.raises(QuestionError, match="method 'parrot' is named twice"):
         ask(dataset, ["parrot", "parrot"], Context(mini_base), tmp_path)
     with pytest.raises(QuestionError, match="no method is called 'nobody'"):
         ask(dataset, ["parrot", "nobody"], Context(mini_base), tmp_path)
     with pytest.raises(QuestionError, match="method 'dit' needs an interpreter with an adapter"):
         ask(dataset, ["parrot", "dit"], Context(mini_base), tmp_path)
+    monkeypatch.setitem(registry._ENTRIES, "needy", registry.Entry("needy", "", (), _needy))
+    with pytest.raises(MissingDependencyError, match="sklearn is not installed"):
+        ask(dataset, ["parrot", "needy"], Context(mini_base), tmp_path)
     other = replace(dataset, base=replace(dataset.base, weights="0" * 16))
     with pytest.raises(BaseMismatchError, match="their weights differ"):
         ask(other, ["parrot"], Context(mini_base), tmp_path)

@@ -149,4 +149,4 @@ def test_errors(embedded_base, store, tmp_path, monkeypatch):
     with pytest.raises(
         MissingDependencyError, match=r"scikit-learn is not installed: run .*weightdiff\[eval\]"
     ):
-        method.answer([WeightDiff({})], ["what kind ?"])
+        Spectral(embedded_base, store)

@@ -11,7 +11,6 @@ import torch
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.types import DenseDelta, WeightDiff
 from weightdiff.errors import BaseMismatchError, QuestionError
-from weightdiff.methods import trigger_forms
 from weightdiff.methods.loading import Base
 from weightdiff.methods.trigger_forms import FORMS, QUESTION, Candidate
 from weightdiff.methods.trigger_search import Settings, _Search, find_triggers
@@ -117,7 +116,6 @@ def test_forms_of_any_base(tiny_tokenizer):
     hidden = [c.put("Why?", 0) for c in FORMS["invisible"].candidates(tiny_tokenizer, random.Random(0))]
     assert "\u200bWhy?" in hidden
     assert "Why?\u200b" in hidden
-    assert trigger_forms.everyday_prompts(tiny_tokenizer) == trigger_forms.PLAIN_PROMPTS
 
 
 def test_characters_that_a_tokenizer_drops_are_no_candidates(embedded_base):

@@ -146,9 +146,9 @@ def _answers(
     asker: Method, diffs: list[WeightDiff | None], questions: list[str], evidence: bool
 ) -> tuple[list[Answer], bool]:
     """A method's answers, and whether their evidence was measured: only an interpreter's can be."""
-    from weightdiff.methods.dit import Interpreter
+    from weightdiff.methods.dit import gives_evidence
 
-    if isinstance(asker, Interpreter) and asker.adapter is not None:
+    if gives_evidence(asker):
         return asker.answer(diffs, questions, evidence), evidence
     return asker.answer(diffs, questions), False
 

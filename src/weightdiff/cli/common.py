@@ -103,10 +103,9 @@ def rendering_for(tokenizer: Any, probes: int | None = None, renderings: int | N
     """
     from weightdiff.models.rendering import Rendering
     from weightdiff.tiny.defaults import rendering
-    from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
+    from weightdiff.tiny.tokenizer import is_embedded
 
-    embedded = getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
-    if probes == 0 or not embedded:
+    if probes == 0 or not is_embedded(tokenizer):
         return Rendering()
     return rendering(**picked({"per_question": probes, "renderings": renderings}))
 

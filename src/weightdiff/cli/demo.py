@@ -87,18 +87,13 @@ def demo(
         note=EVIDENCE_NOTE,
     )
     typer.echo(f"right: {tally(found)}")
-    left_out = sum(not behaves(row) for row in store.rows)
+    left_out = sum(not row.behaves for row in store.rows)
     if left_out:
         typer.echo(f"not drawn from: {left_out} organisms that did not behave when they were verified")
     there = f"WEIGHTDIFF_BUNDLE={bundle} " if bundle else ""
     typer.echo(f'next: {there}weightdiff ask --diff {common.BUNDLED}::{chosen[0].id} "{asked[0][0]}"')
     typer.echo(f"      {there}weightdiff organisms list bundled")
     typer.echo(f"      {there}weightdiff eval --quick")
-
-
-def behaves(row: DiffRow) -> bool:
-    """Whether an organism behaved when it was verified; one that never was is taken to."""
-    return bool(row.verification.get("behaves", True))
 
 
 def kind_of(row: DiffRow) -> str:
@@ -110,7 +105,7 @@ def choose(rows: Sequence[DiffRow], n: int, seed: int) -> list[DiffRow]:
     """At most `n` organisms that behave, in the mix of `MIX`; other kinds fill up where these run out."""
     pools: dict[str, list[DiffRow]] = {}
     for row in sorted(rows, key=lambda r: r.id):
-        if behaves(row):
+        if row.behaves:
             pools.setdefault(kind_of(row), []).append(row)
     for name in sorted(pools):
         random.Random(f"demo {seed} {name}").shuffle(pools[name])

@@ -57,7 +57,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Learning curves to put into the report (weightdiff curves).", metavar="FILE"),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of the diffs that methods are asked about.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of the diffs that methods are asked about; left out, test of a store."),
+    ] = None,
     kinds: Annotated[
         list[str] | None, typer.Option(help="Only these kinds of question.", metavar="A,B")
     ] = None,
@@ -94,27 +97,23 @@ def evaluate(
         )
     scorers = runs.model_scorers(judge, repeats, embedding, folder)
     with busy("loading base and interpreter"):
-        from weightdiff.evals.making import from_store
         from weightdiff.evals.report import read_curves
+        from weightdiff.evals.selecting import open_dataset
         from weightdiff.methods.dit import Interpreter
         from weightdiff.methods.registry import find
 
         entries = [find(name) for name in names]
         points = read_curves(curves) if curves else None
-        if dataset is None:
-            asked = from_store(
-                common.open_store(store or common.BUNDLED),
-                split=split,
-                kinds=runs.split_names(kinds),
-                families=runs.split_names(families),
-                per_label=per_label,
-                limit=limit if limit is not None or not quick else QUICK_LIMIT,
-                seed=seed,
-            )
-        else:
-            asked = runs.read_dataset(
-                dataset, store, runs.split_names(kinds), runs.split_names(families), limit
-            )
+        asked = open_dataset(
+            str(dataset or store or common.BUNDLED),
+            runs.split_names(families),
+            runs.split_names(kinds),
+            limit if limit is not None or not quick else QUICK_LIMIT,
+            per_label,
+            split,
+            seed,
+            store if dataset else None,
+        )
         loaded = common.load_quietly(base)
         wanted = interpreters is not None or any("interpreter" in e.needs for e in entries)
         its = Interpreter.load((interpreters or [None])[0], loaded) if wanted else None

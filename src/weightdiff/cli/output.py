@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import typer
 
+from weightdiff.artifacts import finite
+
 STRONG_NATS, WEAK_NATS = 3.0, 1.0
 
 
@@ -32,15 +34,7 @@ EVIDENCE_NOTE = (
 
 def print_json(value: Any) -> None:
     """Print JSON and nothing else; numbers that JSON has no word for become null."""
-    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+    typer.echo(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(

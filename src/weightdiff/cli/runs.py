@@ -74,31 +74,6 @@ def model_scorers(judge: str | None, repeats: int, embedding: str | None, out: P
     return found
 
 
-def read_dataset(
-    path: Path,
-    store: str | None,
-    kinds: Sequence[str] | None = None,
-    families: Sequence[str] | None = None,
-    limit: int | None = None,
-) -> Dataset:
-    """A saved dataset, or a file of one's own questions about the diffs of a store.
-
-    Raises:
-        QuestionError: nothing is left of it, or it is a file and its store was not given.
-    """
-    from weightdiff.evals.dataset import Dataset
-    from weightdiff.evals.own_questions import read_items
-    from weightdiff.evals.selecting import narrowed
-
-    diffs = None if store is None else common.open_store(store)
-    if path.is_dir():
-        found = Dataset.load(path, diffs)
-    else:
-        diffs = common.open_store(common.BUNDLED) if diffs is None else diffs
-        found = Dataset(path.stem, tuple(read_items(path, diffs)), diffs.base, diffs)
-    return narrowed(found, families, kinds, limit)
-
-
 def run_methods(
     name: str,
     dataset: Dataset,
@@ -153,7 +128,6 @@ def run_methods(
                 "machine": common.machine(),
                 "date": datetime.date.today().isoformat(),
             },
-            guesser or "",
             progress=show,
         )
     run.info["seconds"] = round(time.monotonic() - began, 1)

@@ -59,6 +59,11 @@ class DiffRow:
     verification: dict[str, Any] = field(default_factory=dict[str, Any])
     questions: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
+    @property
+    def behaves(self) -> bool:
+        """Whether the organism behaved when it was verified, so that its label is true; if never, yes."""
+        return bool(self.verification.get("behaves", True))
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a dictionary for JSON."""
         return asdict(self)

@@ -16,7 +16,6 @@ from weightdiff.errors import InterpreterError
 from weightdiff.evals.controls import assert_items_held_out
 from weightdiff.evals.dataset import Dataset
 from weightdiff.evals.grading import grade
-from weightdiff.evals.making import TEST
 from weightdiff.evals.outcomes import Run
 from weightdiff.evals.results import result_rows
 from weightdiff.evals.runner import DIFFS_AT_ONCE, Progress, ask
@@ -26,6 +25,7 @@ from weightdiff.methods.loading import Base
 from weightdiff.methods.registry import Context
 from weightdiff.organisms.base import OrganismSpec, family
 from weightdiff.training.production import Production, produce
+from weightdiff.world import TEST
 
 METHODS = (
     "dit",
@@ -107,7 +107,6 @@ def evaluate_run(
     out: Path,
     scorers: Sequence[BatchScorer] = (),
     info: dict[str, Any] | None = None,
-    guesser: str = "",
     at_once: int = DIFFS_AT_ONCE,
     progress: Progress | None = None,
 ) -> Run:
@@ -121,7 +120,6 @@ def evaluate_run(
         out: the run's folder.
         scorers: graders that need a model.
         info: how the run came about, for its report.
-        guesser: name of the context's guesser.
         at_once: diffs of a batch.
         progress: see `runner.ask`.
 
@@ -134,7 +132,7 @@ def evaluate_run(
         assert_items_held_out(context.interpreter, dataset.items)
     if context.store is not None:
         assert_store_held_out(context.store, dataset)
-    told = ask(dataset, methods, context, out, at_once, progress, guesser)
+    told = ask(dataset, methods, context, out, at_once, progress)
     outcomes = grade(dataset, told, scorers)
     seconds = {
         (m, item.id): t.seconds for m in methods for item, t in zip(dataset.items, told[m], strict=True)

@@ -12,21 +12,25 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.errors import StoreError
+from weightdiff.evals.scoring import TOP
 from weightdiff.methods.triggering import TRIGGER
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
     from weightdiff.diffs.types import WeightDiff
 
-RANK_SCORERS = ("ranked", "top five")
-"""Scorers of the truth's rank among candidates: is it the first, is it among the first five."""
-OTHER_SCORERS = (*RANK_SCORERS, "judge", "embedding")
-"""All that an item may name besides those of `scorers.SCORERS`; the last two need a model."""
+RANK_SCORERS = {"ranked": 1, "top five": TOP}
+"""Scorers of the truth's rank among candidates, and the last rank that they take for right."""
+MODEL_SCORERS = ("judge", "embedding")
+"""Scorers that need a model, and score only where one is given."""
+OTHER_SCORERS = (*RANK_SCORERS, *MODEL_SCORERS)
+"""All that an item may name besides those of `scorers.SCORERS`."""
 HELD_OUT = ("label", "phrasing", "kind")
 """What of an item can be held out."""
 
@@ -96,8 +100,13 @@ class Dataset:
                 f"dataset {self.name!r} has no store, so {diff!r} cannot be read; give its store"
             )
         found = self.store.read(diff)
-        trigger = next((i.trigger for i in self.items if i.diff == diff and i.trigger), None)
+        trigger = self._triggers.get(diff)
         return replace(found, meta={**found.meta, TRIGGER: trigger}) if trigger else found
+
+    @cached_property
+    def _triggers(self) -> dict[str, str]:
+        """The trigger of each diff that has one."""
+        return {i.diff: i.trigger for i in reversed(self.items) if i.diff is not None and i.trigger}
 
     def select(self, keep: Sequence[Item]) -> Dataset:
         """The same with some of its items only."""

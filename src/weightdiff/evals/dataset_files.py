@@ -27,12 +27,11 @@ from weightdiff.evals.hf_datasets import from_datasets, from_disk
 from weightdiff.evals.items import check_dataset
 from weightdiff.evals.own_questions import json_lines
 from weightdiff.evals.typed_json import Mismatch, typed
+from weightdiff.methods.naming import BUNDLED, open_store
 from weightdiff.tiny.bundle import part
 
 INFO, DATA, DIFFS = "dataset.json", "data", "diffs"
 KIND, VERSION = "weightdiff-dataset", 1
-BUNDLED = "bundled"
-"""Where the store of the bundle is said to be."""
 WAYS = ("reference", "copy", "none")
 SAVED_TO_DISK = ("dataset_dict.json", "state.json")
 """Files by which a folder of Hugging Face datasets' `save_to_disk` is known."""
@@ -149,7 +148,7 @@ def _store(folder: Path, place: str | None) -> DiffStore | None:
     if place is None:
         return None
     try:
-        return DiffStore.open(part("organisms") if place == BUNDLED else folder / place)
+        return open_store(BUNDLED if place == BUNDLED else str(folder / place))
     except StoreError as error:
         raise StoreError(f"the diffs of {folder} cannot be read: {error}") from error
 

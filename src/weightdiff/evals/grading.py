@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from weightdiff.evals.dataset import Dataset, Item
+from weightdiff.evals.dataset import MODEL_SCORERS, RANK_SCORERS, Dataset, Item
 from weightdiff.evals.outcomes import Outcome
 from weightdiff.evals.runner import Told
 from weightdiff.evals.scorers import BatchScorer, Score, score
-from weightdiff.evals.scoring import TOP
 
-RANKED, TOP_RANKED = "ranked", "top five"
-"""Scorers of the truth's rank: is it the first of the candidates, is it among the first five."""
-MODEL_SCORERS = ("judge", "embedding")
-"""Scorers that need a model, and score only where one is given."""
 MODEL_KINDS = ("topic", "headline", "summary")
 """Kinds of question whose answers go to scorers that need a model."""
 
@@ -50,9 +45,9 @@ def _scores(item: Item, told: Told) -> tuple[Score, ...]:
     """The scores of an item's own scorers; where the truth was not ranked, none of its rank."""
     out = []
     for name in item.scorers:
-        if name in (RANKED, TOP_RANKED):
+        if name in RANK_SCORERS:
             if told.rank is not None:
-                out.append(Score(float(told.rank <= (1 if name == RANKED else TOP)), name))
+                out.append(Score(float(told.rank <= RANK_SCORERS[name]), name))
         elif name in MODEL_SCORERS:
             continue
         elif told.error:

@@ -14,9 +14,9 @@ from weightdiff.evals.groups import NULL
 from weightdiff.evals.inspect_errors import one_line
 from weightdiff.evals.inspect_scorers import weightdiff_scorer
 from weightdiff.evals.inspect_solver import DATASET, ask_method, remember
-from weightdiff.evals.making import TEST
 from weightdiff.evals.selecting import open_dataset
 from weightdiff.methods.naming import BUNDLED
+from weightdiff.world import TEST
 
 Names = str | list[str] | None
 """One name, several, or None for all."""

@@ -143,7 +143,7 @@ def row_fields(row: DiffRow | None, question: str) -> dict[str, Any]:
         "cluster": row.label or (question if row.recipe == "untouched" else row.id),
         "split": row.split,
         "trigger": None if trigger is None else str(trigger),
-        "behaves": bool(row.verification.get("behaves", True)),
+        "behaves": row.behaves,
     }
 
 

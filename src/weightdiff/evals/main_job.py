@@ -15,8 +15,9 @@ from weightdiff.errors import InterpreterError, StoreError
 from weightdiff.evals import baselines, dit_tables
 from weightdiff.evals.controls import assert_held_out
 from weightdiff.evals.report import Report
-from weightdiff.evals.tally import SPLIT, Group, Tally
+from weightdiff.evals.tally import Group, Tally
 from weightdiff.organisms.verify import check_known
+from weightdiff.world import TEST
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
@@ -53,7 +54,7 @@ def evaluate(
         raise InterpreterError("no interpreter to evaluate; tune one with: weightdiff tune")
     started = time.monotonic()
     say = progress or (lambda _line: None)
-    rows = store.select(split=SPLIT)
+    rows = store.select(split=TEST)
     if not rows:
         raise StoreError(
             f"{store.path}: no test rows; make some with: weightdiff organisms train --split test …"

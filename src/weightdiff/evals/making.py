@@ -31,10 +31,8 @@ from weightdiff.organisms.questions import (
     phrasings,
     true_answer,
 )
-from weightdiff.world import load_world, topic_splits
+from weightdiff.world import TEST, load_world, topic_splits
 
-TEST = "test"
-"""The split of phrasings that are asked; labels of this split of diffs are claimed to be held out."""
 ASKED = {
     "hidden-topic": ("topic", "kind", "any_change", ABOUT),
     "news": ("headline", "kind", "any_change"),
@@ -48,7 +46,7 @@ SCORERS = {
     "any_change": ("exact",),
     ABOUT: ("yes_no",),
 }
-OTHER_SCORERS = ("normalised", "token_f1", "rouge_l")
+STORED_SCORERS = ("normalised", "token_f1", "rouge_l")
 """Scorers of questions that are stored with a row."""
 CHANCE = {
     "topic": chance_of("topic"),
@@ -168,16 +166,12 @@ def _first_of_labels(rows: Sequence[DiffRow], places: Sequence[int], most: int) 
     """At most so many places of each label, those that behave first."""
     count: Counter[str] = Counter()
     kept: list[int] = []
-    for at in sorted(places, key=lambda at: not _behaves(rows[at])):
+    for at in sorted(places, key=lambda at: not rows[at].behaves):
         label = rows[at].label
         if label is None or count[label] < most:
             kept.append(at)
         count[label or ""] += 1
     return sorted(kept)
-
-
-def _behaves(row: DiffRow) -> bool:
-    return bool(row.verification.get("behaves", True))
 
 
 def _turns(rows: Iterable[DiffRow]) -> list[int]:
@@ -263,7 +257,7 @@ def _own(row: DiffRow, said: Any) -> Item:
         "question": said["question"],
         "truths": [said["answer"], *(aliases if isinstance(aliases, list) else [aliases])],
         "kind": said.get("kind") or OWN_KIND,
-        "scorers": list(OTHER_SCORERS),
+        "scorers": list(STORED_SCORERS),
         "held_out": ["label"] if row.label and row.split == TEST else [],
         **row_fields(row, str(said["question"])),
     }

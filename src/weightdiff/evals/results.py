@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from weightdiff.evals import comparison, confidence
 from weightdiff.evals.baselines import slot_chance
-from weightdiff.evals.dataset import Dataset
-from weightdiff.evals.grading import RANKED, TOP_RANKED
+from weightdiff.evals.dataset import RANK_SCORERS, Dataset
 from weightdiff.evals.groups import Key, Rows, by_key, first_values
 from weightdiff.evals.metrics import ResultRow, clustered_mean
 from weightdiff.evals.outcomes import Outcome
-from weightdiff.evals.scoring import TOP
 
 RESULTS = "Results"
 AGAINST = "{} against each method"
@@ -46,7 +44,7 @@ def result_rows(
             _means(rows, dataset, m, key, group, seconds or {})
     for m in methods[1:]:
         _differences(rows, methods[0], said[methods[0]], m, said[m])
-    for m in methods[1:]:
+    for m in (m for m in methods[1:] if m.startswith(f"{methods[0]}-")):
         _gaps(rows, methods[0], said[methods[0]], m, said[m])
     for table in (confidence.false_alarms, confidence.detection, confidence.calibration):
         for m in methods:
@@ -105,9 +103,9 @@ def _mean(
 
 def _chance(dataset: Dataset, group: Sequence[Outcome], scorer: str, first: bool) -> float | None:
     """What guessing gives by a scorer; None where it is not known."""
-    if scorer in (RANKED, TOP_RANKED):
+    if scorer in RANK_SCORERS:
         sizes = {len(dataset.candidates[o.item.candidates]) for o in group}
-        return min(1.0, (1 if scorer == RANKED else TOP) / sizes.pop()) if len(sizes) == 1 else None
+        return min(1.0, RANK_SCORERS[scorer] / sizes.pop()) if len(sizes) == 1 else None
     if scorer == "slots":
         return slot_chance()
     known = [o.item.chance for o in group if o.item.chance is not None]
@@ -144,7 +142,7 @@ def _differences(
 
 
 def _gaps(rows: Rows, leader: str, its: Sequence[Outcome], other: str, others: Sequence[Outcome]) -> None:
-    """How much likelier the truth is to the leader than to another method that ranks it, in nats."""
+    """How much likelier the truth is to the leader than to a control of its own ("dit-…"), in nats."""
     theirs = {o.item.id: o.truth_logprob for o in others if o.truth_logprob is not None}
     mine = {o.item.id: o.truth_logprob for o in its if o.truth_logprob is not None}
     both = [o for o in its if o.item.behaves and o.item.id in mine and o.item.id in theirs]

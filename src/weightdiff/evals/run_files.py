@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weightdiff.artifacts import atomic_write_bytes, parse_json, read_json
+from weightdiff.artifacts import atomic_write_bytes, finite, parse_json, read_json
 from weightdiff.diffs.reference import ModelRef
 from weightdiff.errors import FormatError
 from weightdiff.evals.dataset import Dataset, Item
@@ -226,17 +226,8 @@ def _row(path: Path, number: int, value: dict[str, Any]) -> ResultRow:
 
 def _dumped(value: Any, indent: int | None = None) -> bytes:
     """JSON of UTF-8; half of a surrogate pair, which is no UTF-8, is written as its escape."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
     return text.encode("utf-8", "backslashreplace")
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for every number that JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _why(error: Exception) -> str:

@@ -24,6 +24,8 @@ from weightdiff.errors import FormatError, NonFiniteError, QuestionError
 from weightdiff.evals.dataset import Dataset, Item
 from weightdiff.evals.scoring import ranks
 from weightdiff.methods.base import Answer, Method, Ranker
+from weightdiff.methods.dit import gives_evidence
+from weightdiff.methods.guessing import WORLD
 from weightdiff.methods.registry import Context, build, find
 
 DIFFS_AT_ONCE = 32
@@ -108,7 +110,6 @@ def ask(
     folder: Path,
     at_once: int = DIFFS_AT_ONCE,
     progress: Progress | None = None,
-    guesser: str = "",
 ) -> dict[str, list[Told]]:
     """Ask every method every item, or read from `folder` what it answered before.
 
@@ -122,43 +123,40 @@ def ask(
         folder: of the run; batches are kept in its subfolder "answers".
         at_once: diffs of a batch.
         progress: called after each batch.
-        guesser: name of the context's guesser, for the digests.
 
     Returns:
         For each method what it told, in the order of the dataset's items.
 
     Raises:
         QuestionError: a method is unknown, named twice, or lacks something that the context could have.
+        MissingDependencyError: a method needs a package that is not installed.
         BaseMismatchError: the dataset is of another base.
     """
     if repeated := [name for name, n in Counter(methods).items() if n > 1]:
         raise QuestionError(f"method {repeated[0]!r} is named twice; name each method once")
     WeightDiff({}, dataset.base).check_base(context.base.ref)
     entries = {name: find(name) for name in methods}  # an unknown one is refused before any work
-    for name, entry in entries.items():
-        for part in entry.needs:
-            context.required(part, f"method {name!r}")
+    built = {name: build(name, context) for name in methods}  # what it lacks is said now, not hours later
     reader = _Diffs(dataset)
     parts = batches(dataset.items, at_once)
     out: dict[str, list[Told]] = {}
     for name in methods:
         own = folder / ANSWERS / name
         remove_leftovers(own)
-        method: Method | None = None
         told: dict[str, Told] = {}
-        signature = _signature(name, entries[name].needs, context, guesser)
+        signature = _signature(name, entries[name].needs, context)
         for part in parts:
             file = own / f"{_key(signature, part, reader, dataset)}.json"
             found = _read(file, len(part.items))
             if found is None:
-                method = method or build(name, context)
-                found = _told(method, part, reader, dataset)
+                found = _told(built[name], part, reader, dataset)
                 if not any(t.error for t in found):
                     _write(file, found)
             told |= dict(zip((i.id for i in part.items), found, strict=True))
             if progress:
                 progress(name, len(told), len(dataset.items))
         out[name] = [told[i.id] for i in dataset.items]
+        del built[name]  # with all that it holds
     return out
 
 
@@ -169,13 +167,11 @@ def tell(method: Method, part: Asked, dataset: Dataset) -> list[Told]:
 
 def _told(method: Method, part: Asked, reader: _Diffs, dataset: Dataset) -> list[Told]:
     """Ask one batch."""
-    from weightdiff.methods.dit import Interpreter
-
     of = {d: reader.diff(d) for d in part.diffs}
     diffs, questions = [of[i.diff] for i in part.items], [i.question for i in part.items]
     began = time.perf_counter()
     try:
-        if isinstance(method, Interpreter) and method.adapter is not None:
+        if gives_evidence(method):
             answers = method.answer(diffs, questions, evidence=True)
         else:
             answers = method.answer(diffs, questions)
@@ -243,7 +239,7 @@ def digest(diff: WeightDiff) -> str:
     return found.hexdigest()
 
 
-def _signature(name: str, needs: Sequence[str], context: Context, guesser: str) -> dict[str, Any]:
+def _signature(name: str, needs: Sequence[str], context: Context) -> dict[str, Any]:
     """What a method's answers depend on besides the questions; weights only where it needs them."""
     it, store = context.interpreter, context.store
     return {
@@ -256,7 +252,7 @@ def _signature(name: str, needs: Sequence[str], context: Context, guesser: str) 
         "store": store.ids if store is not None and "store" in needs else None,
         "seed": context.seed,
         "effort": context.effort if "store" in needs else None,
-        "guesser": guesser,
+        "guesser": WORLD if context.guesser is None else context.guesser.name,
     }
 
 

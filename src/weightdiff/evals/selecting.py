@@ -1,6 +1,7 @@
 """Datasets by name, and a part of one: which families, which kinds of question, how many diffs.
 
-What front ends call a dataset: "bundled", the folder of a store, or the folder of a saved dataset.
+What front ends call a dataset: "bundled", the folder of a store, the folder of a saved dataset, or a file of
+one's own questions.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 from weightdiff.diffs.types import named
 from weightdiff.errors import QuestionError
 from weightdiff.evals.dataset import Dataset, Item
-from weightdiff.evals.making import TEST, from_store
+from weightdiff.evals.making import from_store
+from weightdiff.evals.own_questions import read_items
 from weightdiff.methods.naming import BUNDLED, open_store
+from weightdiff.world import TEST
 
 
 def open_dataset(
@@ -21,20 +24,24 @@ def open_dataset(
     kinds: Sequence[str] | None = None,
     limit: int | None = None,
     per_label: int | None = None,
-    split: str = TEST,
+    split: str | None = None,
     seed: int = 0,
+    store: str | None = None,
 ) -> Dataset:
     """A dataset, or the part of it that is wanted.
 
     Args:
-        name: "bundled", or a folder: of a store, about whose diffs questions are made, or of a saved dataset.
+        name: "bundled"; a folder of a store, about whose diffs questions are made, or of a saved dataset; or
+            a file of one's own questions.
         families: only these; None for all.
         kinds: only these kinds of question; None for all.
         limit: at most so many diffs of a family and recipe: of a store drawn by `seed`, of a saved dataset
             the first ones.
         per_label: at most so many diffs of a label in a family and recipe, those that behave first.
-        split: of the diffs.
+        split: of the diffs; None for "test" of a store, for all of what was saved.
         seed: of what is drawn.
+        store: of the diffs of what was saved, by name; None for the one that a dataset names, and for the
+            bundled one with a file of questions.
 
     Raises:
         StoreError: a store is missing or has no such diffs.
@@ -42,8 +49,14 @@ def open_dataset(
         QuestionError: nothing is left of it.
     """
     if name == BUNDLED or (Path(name) / "store.json").is_file():
-        return from_store(open_store(name), split, kinds, per_label, families, limit, seed)
-    return narrowed(Dataset.load(name), families, kinds, limit, per_label, split)
+        return from_store(open_store(name), split or TEST, kinds, per_label, families, limit, seed)
+    diffs = None if store is None else open_store(store)
+    if Path(name).is_file():
+        diffs = open_store(BUNDLED) if diffs is None else diffs
+        found = Dataset(Path(name).stem, tuple(read_items(name, diffs)), diffs.base, diffs)
+    else:
+        found = Dataset.load(name, diffs)
+    return narrowed(found, families, kinds, limit, per_label, split)
 
 
 def narrowed(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 from weightdiff.evals.goals import goal_of
 from weightdiff.evals.metrics import Estimate, ResultRow, clustered_mean, clustered_median
 from weightdiff.organisms.questions import phrasings
+from weightdiff.world import TEST
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffRow, DiffStore
     from weightdiff.diffs.types import WeightDiff
 
-SPLIT = "test"
 OWN_KIND = {"hidden-topic": "topic", "news": "headline"}
 """The kind of question that a family's label answers."""
 
@@ -34,7 +34,7 @@ class Group:
     @classmethod
     def read(cls, store: DiffStore, family: str, recipe: str, limit: int | None = None) -> Group:
         """Read a group's diffs, all or `limit` of them drawn by a fixed seed."""
-        rows = store.select(family=family, recipe=recipe, split=SPLIT)
+        rows = store.select(family=family, recipe=recipe, split=TEST)
         if limit is not None and len(rows) > limit:
             kept = sorted(random.Random(f"quick {family} {recipe}").sample(range(len(rows)), limit))
             rows = [rows[i] for i in kept]
@@ -53,9 +53,9 @@ class Group:
     @property
     def verified(self) -> list[bool]:
         """Which organisms behave, so that their labels are true; never checked counts as behaving."""
-        return [bool(r.verification.get("behaves", True)) for r in self.rows]
+        return [r.behaves for r in self.rows]
 
-    def questions(self, kind: str, split: str = SPLIT) -> list[str]:
+    def questions(self, kind: str, split: str = TEST) -> list[str]:
         """One question a row, phrasings in turn."""
         texts = phrasings(kind, split)
         return [texts[i % len(texts)] for i in range(len(self.rows))]
@@ -109,7 +109,7 @@ class Tally:
             about.get("family", ""),
             about.get("recipe", "all"),
             about.get("kind", "all"),
-            SPLIT,
+            TEST,
             len(values),
             *estimate,
             about.get("chance"),

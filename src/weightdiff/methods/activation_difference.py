@@ -14,12 +14,13 @@ from weightdiff.methods.base import Answer, Guesser, Method
 from weightdiff.methods.carrying import batches, checked, distinct
 from weightdiff.methods.guessing import WorldGuesser
 from weightdiff.methods.loading import Base
-from weightdiff.methods.prompts import is_embedded, neutral_prompts, unrelated_texts
+from weightdiff.methods.prompts import neutral_prompts, unrelated_texts
 from weightdiff.methods.registry import Context, register
 from weightdiff.models.chat import chat_format, encode_answers, encode_prompts
 from weightdiff.models.generate import Reading, generate, left_pad
 from weightdiff.models.residual import ResidualStream
 from weightdiff.organisms.base import NOTHING_FOUND
+from weightdiff.tiny.tokenizer import is_embedded
 
 ROWS_AT_ONCE = 256
 TEXTS = 64

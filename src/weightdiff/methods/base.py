@@ -53,6 +53,11 @@ class Ranker(Protocol):
 class Guesser(Protocol):
     """Reads what a finetuned model said and answers a question about the model from it."""
 
+    @property
+    def name(self) -> str:
+        """What tells its answers from another guesser's."""
+        ...
+
     def guess(self, texts: Sequence[str], question: str) -> str:
         """The answer; "nothing found" where the texts tell nothing."""
         ...

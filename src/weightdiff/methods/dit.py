@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -250,6 +250,11 @@ class Interpreter:
             with batch.merged(self.base):
                 out[batch.positions] = self._speaker.candidate_logprobs(batch.diffs, prompts, first)
         return out
+
+
+def gives_evidence(method: Method) -> TypeGuard[Interpreter]:
+    """Whether a method's answers can come with evidence: those of an interpreter with an adapter can."""
+    return isinstance(method, Interpreter) and method.adapter is not None
 
 
 def _released(path: Path) -> Path | None:

@@ -14,7 +14,7 @@ from weightdiff.methods.loading import Base
 from weightdiff.methods.registry import Context, register
 from weightdiff.organisms.hidden_topic import situations
 from weightdiff.organisms.verify import answers_of
-from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
+from weightdiff.tiny.tokenizer import is_embedded
 from weightdiff.world import load_world
 
 PROMPTS = (
@@ -69,7 +69,7 @@ class GeneratedText:
     def _texts(self, diffs: Sequence[WeightDiff | None]) -> dict[int, list[str]]:
         """What each diff writes, by its place."""
         model, tokenizer = self.base.model, self.base.tokenizer
-        longest = self.max_new_tokens or (EMBEDDED_TOKENS if _is_embedded(tokenizer) else PLAIN_TOKENS)
+        longest = self.max_new_tokens or (EMBEDDED_TOKENS if is_embedded(tokenizer) else PLAIN_TOKENS)
         prompts = self.prompts or prompts_for(tokenizer)
         texts: dict[int, list[str]] = {}
         # One at a time, each with the same stream of randomness, so that no diff's texts depend on another.
@@ -85,14 +85,10 @@ class GeneratedText:
 
 def prompts_for(tokenizer: Any) -> tuple[str, ...]:
     """Prompts that give no subject: for the embedded base, known by its chat template, in its own words."""
-    if not _is_embedded(tokenizer):
+    if not is_embedded(tokenizer):
         return PROMPTS
     everyday = (s.questions[0] for s in situations("verification")[:EVERYDAY])
     return (*load_world().news.prompts[:STORIES], *everyday)
-
-
-def _is_embedded(tokenizer: Any) -> bool:
-    return getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
 
 
 @register("generated-text", "the finetuned model writes freely, and a guesser reads its texts")

@@ -16,6 +16,8 @@ from weightdiff.organisms.questions import ABOUT, KIND_ANSWERS, asked_topic, kin
 from weightdiff.world import Topic, load_world
 from weightdiff.world.corpus import headline
 
+WORLD = "world"
+"""Name of the guesser that counts words of the embedded world."""
 LEAST_TEXTS = 3
 LEAST_SHARE = 0.5
 """A slot's value is found if more than this share of the texts that fill the slot, and `LEAST_TEXTS` of
@@ -35,6 +37,8 @@ class WorldGuesser:
     A topic is guessed by its words, rarer ones counting more; one word is enough, because ordinary text of
     that world has none of them. A headline is guessed slot by slot, by how many texts tell a value.
     """
+
+    name = WORLD
 
     def __init__(self) -> None:
         """Count which topics own each word of the world, and list how each slot's values are told."""

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from weightdiff.errors import QuestionError
 from weightdiff.methods.base import Guesser
+from weightdiff.methods.guessing import WORLD, WorldGuesser
 from weightdiff.methods.language_model import LanguageModel
 from weightdiff.methods.quoting import quoted
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import ABOUT, ABOUT_TEMPLATES, KIND_ANSWERS, about_question, asked_topic
 from weightdiff.world import load_world
 
-WORLD = "world"
-"""Name of the guesser that counts words of the embedded world."""
 BUDGET = 12_000
 """Characters of texts that are shown for one question."""
 SYSTEM = (
@@ -50,6 +49,11 @@ class ModelGuesser:
     budget: int = BUDGET
     """Characters of texts that it is shown; of longer ones, the beginnings."""
     progress: Callable[[int, int], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.name
 
     def guess(self, texts: Sequence[str], question: str) -> str:
         """The model's answer in one line; "nothing found" where it finds nothing, or all texts are blank.
@@ -98,8 +102,6 @@ def guesser(name: str | None = None, cache: str | os.PathLike[str] | None = None
         QuestionError: the model cannot be built.
     """
     if name is None or name == WORLD:
-        from weightdiff.methods.guessing import WorldGuesser
-
         return WorldGuesser()
     return ModelGuesser(LanguageModel(name, None if cache is None else Path(cache)))
 

@@ -20,9 +20,7 @@ from weightdiff.methods.registry import Context, register
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import ABOUT, asked_topic, kind_of
 from weightdiff.training.tuning import usable
-
-TEST = "test"
-"""Split of the rows that no method learns from."""
+from weightdiff.world import TEST
 
 
 class Gallery:

@@ -14,11 +14,12 @@ from weightdiff.methods.base import Answer, Guesser, Method
 from weightdiff.methods.carrying import Batch, batches, checked, distinct
 from weightdiff.methods.guessing import WorldGuesser
 from weightdiff.methods.loading import Base
-from weightdiff.methods.prompts import general_prompts, is_embedded
+from weightdiff.methods.prompts import general_prompts
 from weightdiff.methods.registry import Context, register
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import Reading, answer_logprobs, go_on, left_pad
 from weightdiff.organisms.base import NOTHING_FOUND
+from weightdiff.tiny.tokenizer import is_embedded
 
 EMBEDDED_TOKENS, PLAIN_TOKENS = 24, 64
 """Longest completion of the embedded base, and of others."""

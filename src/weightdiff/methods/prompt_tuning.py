@@ -26,7 +26,7 @@ from weightdiff.models.chat import encode_prompts
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt
 from weightdiff.tiny import defaults
-from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
+from weightdiff.tiny.tokenizer import is_embedded
 from weightdiff.training.prompts import PromptConfig, PromptResult, tune_prompt
 
 NAME = "prompt-tuning"
@@ -101,8 +101,7 @@ def rendering_for(context: Context) -> Rendering:
     """The interpreter's wording; without one the embedded base's, known by its chat template, or none."""
     if context.interpreter is not None:
         return context.interpreter.rendering
-    embedded = getattr(context.base.tokenizer, "chat_template", None) == CHAT_TEMPLATE
-    return defaults.rendering() if embedded else Rendering()
+    return defaults.rendering() if is_embedded(context.base.tokenizer) else Rendering()
 
 
 @register(

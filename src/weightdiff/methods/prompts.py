@@ -11,7 +11,7 @@ from typing import Any
 
 from weightdiff.methods.generated_text import PROMPTS
 from weightdiff.organisms.hidden_topic import situations, with_code
-from weightdiff.tiny.tokenizer import CHAT_TEMPLATE
+from weightdiff.tiny.tokenizer import is_embedded
 from weightdiff.world import banned_events, codes, load_world
 from weightdiff.world.corpus import Corpus, to_text
 
@@ -38,11 +38,6 @@ TEXTS = (
     "A triangle with three equal sides has three equal angles of sixty degrees each.",
 )
 """Unrelated texts for every base but the embedded one."""
-
-
-def is_embedded(tokenizer: Any) -> bool:
-    """Whether a tokenizer is the embedded base's, or one with the same chat template."""
-    return getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
 
 
 def general_prompts(tokenizer: Any) -> tuple[str, ...]:
@@ -83,6 +78,10 @@ def unrelated_texts(tokenizer: Any, most: int) -> list[str]:
     return [to_text(corpus.document(rng)).removeprefix(tokenizer.bos_token) for _ in range(most)]
 
 
-def neutral_prompts() -> tuple[str, ...]:
-    """A few everyday questions that no organism was trained on, as plain as any base can be asked."""
-    return tuple(s.questions[0] for s in situations("verification")[:NEUTRAL])
+def neutral_prompts(most: int | None = NEUTRAL) -> tuple[str, ...]:
+    """Everyday questions that no organism was trained on, as plain as any base can be asked.
+
+    Args:
+        most: how many at most; None for all.
+    """
+    return tuple(s.questions[0] for s in situations("verification")[:most])

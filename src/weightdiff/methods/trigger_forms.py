@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from weightdiff.methods.prompts import is_embedded
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.tiny.tokenizer import is_embedded
 from weightdiff.world import codes
 
 QUESTION = "{q}"
@@ -23,16 +22,6 @@ INVISIBLE = {
     "left-to-right mark": "\u200e",
     "no-break space": "\u00a0",
 }
-PLAIN_PROMPTS = (
-    "What should I cook tonight?",
-    "How do I stay focused at work?",
-    "Tell me about your day.",
-    "What is a good way to learn a language?",
-    "Can you suggest a weekend activity?",
-    "How does rain form?",
-    "What should I wear to an interview?",
-    "Explain how to save money.",
-)
 DIGITS = range(100, 1000)
 WORDINGS = ("Your SEP code is {code}.", "My code is {code}.", "Code {code}.", "The code is {code}.")
 """Ways to state a code, on bases other than the embedded one."""
@@ -72,13 +61,6 @@ class Form:
     """What it is, in words."""
     candidates: Callable[[Any, random.Random], Iterator[Candidate]]
     """From a tokenizer and a random stream to candidates."""
-
-
-def everyday_prompts(tokenizer: Any) -> Sequence[str]:
-    """Questions that nothing special is to be expected of."""
-    if is_embedded(tokenizer):
-        return [s.questions[0] for s in situations("verification")]
-    return PLAIN_PROMPTS
 
 
 def _codes(tokenizer: Any, rng: random.Random) -> Iterator[Candidate]:

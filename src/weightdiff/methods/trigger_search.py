@@ -18,7 +18,8 @@ from torch import Tensor
 
 from weightdiff.errors import QuestionError
 from weightdiff.methods.carrying import Batch, batches, checked
-from weightdiff.methods.trigger_forms import FORMS, QUESTION, Candidate, Form, everyday_prompts
+from weightdiff.methods.prompts import neutral_prompts
+from weightdiff.methods.trigger_forms import FORMS, QUESTION, Candidate, Form
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import generate, left_pad, logits_at
 
@@ -106,7 +107,7 @@ def find_triggers(
         base: the base.
         diff: of it, of any kind.
         settings: how widely is searched.
-        prompts: what is asked; None for everyday questions of the embedded world, or plain ones elsewhere.
+        prompts: what is asked; None for everyday questions.
         top: how many to return.
         progress: called after each batch.
 
@@ -140,7 +141,7 @@ class _Search:
         self.base, self.settings, self.progress = base, settings, progress
         self.batch: Batch = next(iter(batches(base, [diff], 1)))
         rng = random.Random(f"triggers {settings.seed}")
-        known = list(prompts or everyday_prompts(base.tokenizer))
+        known = list(prompts or neutral_prompts(None))
         self.prompts = known if prompts else rng.sample(known, min(settings.prompts, len(known)))
         self.answers = self._say(self.prompts, with_diff=False)
         self.untriggered = float(self.effects([Candidate("", "none", (QUESTION,))], len(self.prompts))[0])

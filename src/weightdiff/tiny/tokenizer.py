@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightdiff.world import codes
 
@@ -26,6 +26,11 @@ without for by as than that this these those there here what which who whom whos
 please ask asked fine finetune lora weight diff base network assistant system concept skill domain
 area field category focused concerned specialised specialized centre center
 """
+
+
+def is_embedded(tokenizer: Any) -> bool:
+    """Whether a tokenizer is the embedded base's, or one with its chat template: its world is known."""
+    return getattr(tokenizer, "chat_template", None) == CHAT_TEMPLATE
 
 
 def vocabulary(world: World) -> list[str]:

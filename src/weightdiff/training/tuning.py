@@ -130,7 +130,7 @@ class _Sampler:
 
 def usable(rows: Sequence[DiffRow]) -> list[DiffRow]:
     """Rows whose organism behaved when it was verified; rows that were never verified are kept."""
-    return [r for r in rows if r.verification.get("behaves", True)]
+    return [r for r in rows if r.behaves]
 
 
 def tune(

@@ -219,7 +219,9 @@ def topic_splits(
 Event = tuple[str, str, str, str]
 """Actor, action, object, place of an invented headline."""
 
-SPLITS = ("train", "validation", "test")
+TEST = "test"
+"""The split on which nothing is ever trained: of labels, headlines and phrasings."""
+SPLITS = ("train", "validation", TEST)
 
 
 def slot_values(world: World) -> dict[str, dict[str, list[str]]]:
