@@ -12,7 +12,7 @@ from weightdiff.diffs.algebra import canonical, scaled
 from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.diffs.types import DenseDelta, LoraFactors, WeightDiff
 from weightdiff.errors import MissingDependencyError, QuestionError, StoreError
-from weightdiff.methods.registry import Context, build
+from weightdiff.methods.registry import Context, build, find
 from weightdiff.methods.spectral import SHARES, Spectral, features
 from weightdiff.organisms import NOTHING_FOUND
 from weightdiff.organisms.questions import about_question, phrasings
@@ -145,8 +145,6 @@ def test_errors(embedded_base, store, tmp_path, monkeypatch):
         StoreError, match="lone: no training rows; make some with: weightdiff organisms train"
     ):
         Spectral(embedded_base, lone)
-    monkeypatch.setitem(sys.modules, "sklearn.pipeline", None)
-    with pytest.raises(
-        MissingDependencyError, match=r"scikit-learn is not installed: run .*weightdiff\[eval\]"
-    ):
-        Spectral(embedded_base, store)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingDependencyError, match=r"sklearn is not installed: run .*weightdiff\[eval\]"):
+        find("spectral")

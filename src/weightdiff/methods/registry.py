@@ -7,6 +7,7 @@ packages name a builder in the entry-point group "weightdiff.methods". What a bu
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from weightdiff.errors import BaseMismatchError, QuestionError
+from weightdiff.errors import BaseMismatchError, MissingDependencyError, QuestionError
 from weightdiff.methods.base import Guesser, Method
 
 if TYPE_CHECKING:
@@ -94,18 +95,23 @@ class Entry:
     """Makes the method; None for an entry point that is not loaded yet."""
     point: EntryPoint | None = None
     """Where another package says that the builder is."""
+    package: str = ""
+    """Package of the extra "eval" that it cannot do without, as it is imported."""
 
 
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, description: str, needs: Sequence[str] = ()) -> Callable[[Builder], Builder]:
+def register(
+    name: str, description: str, needs: Sequence[str] = (), package: str = ""
+) -> Callable[[Builder], Builder]:
     """Make a builder known by a name.
 
     Args:
         name: short and unique.
         description: what the method does, in a line.
         needs: parts of the context that it cannot do without, names of `NEEDS`.
+        package: of the extra "eval" that it cannot do without, as it is imported.
 
     Raises:
         ValueError: another method has the name, or nothing is known of a need.
@@ -116,7 +122,7 @@ def register(name: str, description: str, needs: Sequence[str] = ()) -> Callable
     def keep(builder: Builder) -> Builder:
         if name in _ENTRIES and _ENTRIES[name].builder is not builder:
             raise ValueError(f"two methods are named {name!r}; rename one")
-        _ENTRIES[name] = Entry(name, description, tuple(needs), builder)
+        _ENTRIES[name] = Entry(name, description, tuple(needs), builder, package=package)
         return builder
 
     return keep
@@ -140,12 +146,16 @@ def find(name: str) -> Entry:
 
     Raises:
         QuestionError: there is none (the message lists those there are), or the package that offers it fails.
+        MissingDependencyError: a package that it needs is not installed.
     """
     known = methods()
     if name not in known:
         raise QuestionError(f"no method is called {name!r}: choose one of {', '.join(known)}")
     entry = known[name]
-    return _loaded(name, entry.point) if entry.point else entry
+    found = _loaded(name, entry.point) if entry.point else entry
+    if found.package and importlib.util.find_spec(found.package) is None:
+        raise MissingDependencyError(found.package, "eval")
+    return found
 
 
 def build(name: str, context: Context) -> Method:
