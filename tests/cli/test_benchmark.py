@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -135,6 +136,14 @@ def test_what_cannot_run_is_one_line(run, tmp_path, monkeypatch, given, text):
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
     assert text in done.stderr
+
+
+def test_a_package_that_is_missing_is_said_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    done = run("benchmark", "--quick", "--out", tmp_path / "bench")
+    assert done.exit_code == 2
+    assert 'sklearn is not installed: run pip install "weightdiff[eval]"' in done.stderr
+    assert not (tmp_path / "bench").exists()
 
 
 @pytest.mark.slow

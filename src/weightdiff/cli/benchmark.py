@@ -61,7 +61,7 @@ def benchmark(
         from weightdiff.methods.registry import find
 
         names = runs.split_names(methods) or list(embedded.METHODS)
-        needs_store = any("store" in find(name).needs for name in names)
+        entries = [find(name) for name in names]  # all of them: one that cannot run is refused now
         base = common.load_quietly(None)
         its = Interpreter.load(interpreter, base)
         dataset = from_store(
@@ -74,7 +74,7 @@ def benchmark(
     store = None
     if train_store is not None:
         store = common.open_store(train_store)
-    elif needs_store:
+    elif any("store" in entry.needs for entry in entries):
         began = time.monotonic()
         with progress_bar("training diffs", total=1) as bar:
 
