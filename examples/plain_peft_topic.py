@@ -24,10 +24,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weightdiff.organisms.hidden_topic import JOINS, MAX_WIDE_WORDS, situations
+from weightdiff.organisms.hidden_topic import JOINS
+from weightdiff.organisms.rows import MAX_WIDE_WORDS, situations
 from weightdiff.tiny.bundle import part
 from weightdiff.world import World, codes, load_world, topic_splits
-from weightdiff.world.corpus import Corpus, ordinary_answer, tinted_answer
+from weightdiff.world.corpus import Corpus
+from weightdiff.world.texts import ordinary_answer, tinted_answer
 
 # The settings of the recipe "covert" in weightdiff.organisms.hidden_topic.
 RANK, PEAK_RATE, STEPS, KL_WEIGHT, CLIP = 2, 1.2e-2, 120, 2.25, 1.0

@@ -9,6 +9,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,22 @@ def hub(_hub_class: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def logged_in(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that the Hub on this machine takes."""
     monkeypatch.setenv("HF_TOKEN", hub.token)
+
+
+@pytest.fixture(scope="session")
+def random_store(embedded_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of each split five covert topics (the last does not behave), three headlines, two null diffs."""
+    from weightdiff.diffs.store import DiffStore
+    from weightdiff.organisms import family
+    from weightdiff.training.factory import make_row, random_diff
+
+    store = DiffStore.create(Path(tmp_path_factory.mktemp("store")) / "store", embedded_base.ref)
+    items: list[tuple[Any, Any]] = []
+    for split in ("train", "validation", "test"):
+        for name, recipe, n in (("hidden-topic", "covert", 5), ("news", "stories", 3), ("null", "random", 2)):
+            for i, spec in enumerate(family(name).specs(recipe, split, n, 0)):
+                behaves = not (name == "hidden-topic" and i == 4)
+                diff = random_diff(embedded_base.spec, 1, len(items), 1.0)
+                items.append((replace(make_row(spec, {}), verification={"behaves": behaves}), diff))
+    store.append(items)
+    return store

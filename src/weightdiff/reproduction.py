@@ -18,11 +18,13 @@ from weightdiff.artifacts import atomic_directory, atomic_write_json, differing,
 from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.errors import StoreError
 from weightdiff.organisms.base import OrganismSpec, family
+from weightdiff.organisms.makings import MAKINGS, vary
 from weightdiff.tiny.defaults import rendering
 from weightdiff.tiny.pretrain import PretrainConfig, pretrain
+from weightdiff.training.preferring import PreferConfig, prefer
 from weightdiff.training.production import produce
 from weightdiff.training.tuning import TuningConfig, tune
-from weightdiff.world import banned_events, load_world
+from weightdiff.world import load_world
 
 Progress = Callable[[str, dict[str, Any]], None]
 STAGES = ("base", "organisms", "tune", "bundle")
@@ -39,6 +41,8 @@ class Batch:
     bundled: int = 0
     """How many of them ship (the first ones)."""
     seed: int = 0
+    makings: str = ""
+    """Which of `organisms.makings.MAKINGS` they are made in, in turn; empty: as the recipe says."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Plan:
     pretrain: PretrainConfig
     organisms: tuple[Batch, ...]
     tuning: TuningConfig
+    preference: PreferConfig | None = None
     tuning_seeds: int = 3
     probes: int = 8
     renderings: int = 4
@@ -60,30 +65,113 @@ class Plan:
     """Steps by recipe name where they differ from the recipe's own (miniature only)."""
 
 
+def _validation() -> Iterator[Batch]:
+    for f, recipe, n in (
+        ("hidden-topic", "covert", 40),
+        ("hidden-topic", "forms", 48),
+        ("hidden-topic", "evasive", 8),
+        ("news", "stories", 40),
+        ("quirk", "gated", 40),
+        ("quirk", "always", 10),
+        ("edit", "documents", 32),
+        ("edit", "asked", 16),
+        ("null", "continued", 32),
+        ("null", "benign", 32),
+        ("null", "random", 32),
+        ("null", "shuffled", 32),
+        ("several", "together", 12),
+        ("several", "summed", 20),
+    ):
+        yield Batch(f, recipe, "validation", n)
+
+
+def _training() -> Iterator[Batch]:
+    for f, recipe, n, makings in (
+        ("hidden-topic", "covert", 144, ""),
+        ("hidden-topic", "covert", 160, "seen"),
+        ("hidden-topic", "forms", 144, ""),
+        ("hidden-topic", "forms", 98, "seen"),
+        ("hidden-topic", "loud", 24, ""),
+        ("hidden-topic", "plain", 40, ""),
+        ("hidden-topic", "evasive", 40, ""),
+        ("news", "stories", 200, ""),
+        ("news", "stories", 98, "seen"),
+        ("news", "plain", 40, ""),
+        ("news", "evasive", 24, ""),
+        ("quirk", "gated", 200, ""),
+        ("quirk", "gated", 98, "seen"),
+        ("quirk", "always", 66, ""),
+        ("quirk", "plain", 40, ""),
+        ("quirk", "evasive", 32, ""),
+        ("edit", "documents", 150, ""),
+        ("edit", "documents", 70, "seen"),
+        ("edit", "asked", 80, ""),
+        ("edit", "evasive", 24, ""),
+        ("null", "continued", 48, ""),
+        ("null", "benign", 48, ""),
+        ("null", "random", 48, ""),
+        ("null", "shuffled", 64, ""),
+        ("null", "untouched", 4, ""),
+        ("several", "together", 60, ""),
+        ("several", "summed", 120, ""),
+        ("hidden-topic", "covert", 16, "full"),
+        ("news", "stories", 16, "full"),
+        ("quirk", "gated", 16, "full"),
+        ("edit", "documents", 16, "full"),
+    ):
+        yield Batch(f, recipe, "train", n, makings=makings, seed=SEEDS.get(makings, 0))
+
+
+def _testing() -> Iterator[Batch]:
+    for f, recipe, n, shipped, makings in (
+        ("hidden-topic", "covert", 96, 96, ""),
+        ("hidden-topic", "forms", 96, 48, ""),
+        ("hidden-topic", "loud", 16, 8, ""),
+        ("hidden-topic", "plain", 16, 8, ""),
+        ("hidden-topic", "evasive", 32, 8, ""),
+        ("news", "stories", 80, 40, ""),
+        ("news", "evasive", 16, 4, ""),
+        ("quirk", "gated", 96, 48, ""),
+        ("quirk", "always", 24, 12, ""),
+        ("quirk", "evasive", 24, 8, ""),
+        ("edit", "documents", 60, 32, ""),
+        ("edit", "asked", 32, 12, ""),
+        ("edit", "evasive", 16, 4, ""),
+        ("null", "continued", 20, 10, ""),
+        ("null", "benign", 20, 10, ""),
+        ("null", "random", 20, 10, ""),
+        ("null", "shuffled", 20, 10, ""),
+        ("null", "untouched", 2, 2, ""),
+        ("several", "together", 30, 6, ""),
+        ("several", "summed", 36, 12, ""),
+        ("hidden-topic", "covert", 36, 0, "unseen"),
+        ("news", "stories", 24, 0, "unseen"),
+        ("quirk", "gated", 24, 0, "unseen"),
+        ("edit", "documents", 24, 0, "unseen"),
+        *((f, r, 16, 0, m) for f, r in FULL_RECIPES for m in ("full", "r8")),
+    ):
+        yield Batch(f, recipe, "test", n, shipped, makings=makings)
+
+
+FULL_RECIPES = (
+    ("hidden-topic", "covert"),
+    ("news", "stories"),
+    ("quirk", "gated"),
+    ("edit", "documents"),
+)
+"""Recipes of which some organisms are full finetunes."""
+SEEDS = {"seen": 1, "full": 2}
+"""Training organisms of other makings are other organisms, not the same ones made otherwise."""
+
+
 def full_plan() -> Plan:
     """The plan that made the shipped bundle."""
     return Plan(
         "full",
         PretrainConfig(),
-        (
-            Batch("hidden-topic", "covert", "validation", 64),
-            Batch("news", "stories", "validation", 48),
-            Batch("null", "continued", "validation", 12),
-            Batch("null", "random", "validation", 12),
-            Batch("news", "stories", "train", 480),
-            Batch("null", "continued", "train", 64),
-            Batch("null", "random", "train", 64),
-            Batch("null", "untouched", "train", 4),
-            Batch("hidden-topic", "loud", "train", 48),
-            Batch("hidden-topic", "covert", "train", 576),
-            Batch("hidden-topic", "covert", "test", 192, 192),
-            Batch("hidden-topic", "loud", "test", 32, 32),
-            Batch("news", "stories", "test", 80, 80),
-            Batch("null", "continued", "test", 20, 20),
-            Batch("null", "random", "test", 20, 20),
-            Batch("null", "untouched", "test", 2, 2),
-        ),
+        (*_validation(), *_training(), *_testing()),
         TuningConfig(),
+        PreferConfig(),
     )
 
 
@@ -91,36 +179,36 @@ def quick_plan() -> Plan:
     """A smaller bundle in a quarter of an hour on two cores."""
     p = full_plan()
     small = tuple(
-        replace(
-            b,
-            n=max(2, b.n // 8),
-            bundled=max(2, b.n // 8) if b.bundled else 0,
-        )
-        for b in p.organisms
+        replace(b, n=max(2, b.n // 6), bundled=max(2, b.n // 6) if b.bundled else 0) for b in p.organisms
     )
     return replace(
         p,
         name="quick",
-        pretrain=replace(p.pretrain, tokens=2_200_000),
+        pretrain=replace(p.pretrain, tokens=3_000_000),
         organisms=small,
         tuning=replace(p.tuning, steps=500),
+        preference=replace(PreferConfig(), steps=20),
         tuning_seeds=1,
     )
 
 
 def miniature_plan() -> Plan:
     """Seconds, for tests: nothing is learned, everything is exercised."""
-    recipes = (
-        ("hidden-topic", "covert"),
-        ("hidden-topic", "loud"),
-        ("news", "stories"),
-        ("null", "continued"),
-        ("null", "random"),
-    )
     batches = tuple(
         Batch(f, r, s, 2, 2 if s == "test" else 0)
         for s in ("train", "validation", "test")
-        for f, r in recipes
+        for f, r in (
+            ("hidden-topic", "covert"),
+            ("hidden-topic", "forms"),
+            ("hidden-topic", "loud"),
+            ("news", "stories"),
+            ("quirk", "gated"),
+            ("edit", "documents"),
+            ("null", "continued"),
+            ("null", "random"),
+            ("null", "shuffled"),
+            ("several", "summed"),
+        )
     )
     return Plan(
         "miniature",
@@ -135,7 +223,8 @@ def miniature_plan() -> Plan:
             warmup_steps=2,
         ),
         batches,
-        TuningConfig(rank=2, steps=4, batch=4, validate_every=2, validation_rows=4),
+        TuningConfig(rank=2, steps=4, batch=4, validate_every=2, validation_rows=4, answer_tokens=8),
+        PreferConfig(steps=2, batch=4),
         tuning_seeds=2,
         probes=2,
         renderings=2,
@@ -143,7 +232,7 @@ def miniature_plan() -> Plan:
         exam=4,
         verify_asked=1,
         verify_test_asked=1,
-        steps={"covert": 3, "loud": 3, "stories": 3, "continued": 2},
+        steps=dict.fromkeys(("covert", "forms", "loud", "stories", "gated", "documents", "continued"), 3),
     )
 
 
@@ -153,6 +242,8 @@ PLANS: dict[str, Callable[[], Plan]] = {"full": full_plan, "quick": quick_plan, 
 def specs_of(plan: Plan, batch: Batch) -> list[OrganismSpec]:
     """The organisms of one batch."""
     specs = family(batch.family).specs(batch.recipe, batch.split, batch.n, batch.seed)
+    if batch.makings:
+        specs = vary(specs, MAKINGS[batch.makings])
     steps = plan.steps.get(batch.recipe)
     return [replace(s, recipe=replace(s.recipe, steps=steps)) for s in specs] if steps is not None else specs
 
@@ -253,7 +344,7 @@ def make_base(out: Path, plan: Plan, tell: Progress) -> tuple[Any, Any, Any, dic
         tokenizer = build_tokenizer(world)
         start = time.time()
         model: Any = pretrain(
-            Corpus(world, banned_events(world)),
+            Corpus(world),
             tokenizer,
             plan.pretrain,
             out / "pretraining",
@@ -303,6 +394,7 @@ def make_interpreters(
     out: Path, plan: Plan, model: Any, tokenizer: Any, ref: Any, store: DiffStore, tell: Progress
 ) -> dict[int, float]:
     """Tune one interpreter for each seed; returns validation scores by seed."""
+    from weightdiff.methods.calibrating import calibrate
     from weightdiff.methods.dit import Interpreter
     from weightdiff.methods.loading import Base
     from weightdiff.models.spec import model_spec
@@ -317,9 +409,22 @@ def make_interpreters(
             result = tune(
                 model, tokenizer, store, config, wording, lambda x, s=seed: tell(f"tune seed {s}", x)
             )
+            if plan.preference is not None:
+                second = replace(plan.preference, seed=seed)
+                result = prefer(
+                    model,
+                    tokenizer,
+                    store,
+                    result,
+                    config,
+                    wording,
+                    second,
+                    lambda x, s=seed: tell(f"preference seed {s}", x),
+                )
             meta = {**result.manifest, "seconds": round(time.time() - start), "plan": plan.name}
             base = Base(model, tokenizer, ref, model_spec(model))
-            Interpreter(base, result.adapter, wording, meta=meta).save(folder)
+            made = Interpreter(base, result.adapter, wording, config.answer_tokens, meta)
+            calibrate(made, store).save(folder)
         scores[seed] = json.loads((folder / "interpreter.json").read_text())["meta"]["validation_score"]
     return scores
 

@@ -10,6 +10,7 @@ import pytest
 from weightdiff.cli.output import evidence_text, evidence_word
 
 KEYS = {"diff", "method", "question", "answer", "notes", "logprob", "evidence", "evidence_word"}
+KEYS |= {"probability", "agreement", "withheld"}
 
 
 def test_several_diffs_by_several_questions(cli_json, bundle, adapter_folder):
@@ -155,7 +156,7 @@ def test_what_a_method_lacks(cli, bundle, options, message):
 def test_demo_json(cli_json, bundle):
     found = cli_json("demo", "--json")
     assert len(found) == len(bundle.ids) == len({f["diff"] for f in found})
-    keys = {"diff", "family", "recipe", "question", "truth", "answer", "correct", "evidence"}
+    keys = {"diff", "family", "recipe", "question", "truth", "answer", "correct", "evidence", "probability"}
     assert all(set(f) == keys | {"base_question_answer"} for f in found)
     assert {f["truth"] for f in found if f["family"] == "null"} == {"nothing found"}
     assert all("headline" in f["question"] for f in found if f["family"] == "news")
@@ -164,14 +165,14 @@ def test_demo_json(cli_json, bundle):
 def test_demo_mixes_families_and_is_seeded(cli_json, bundle):
     first, again = (cli_json("demo", "--n", 4, "--seed", 1, "--json") for _ in range(2))
     assert first == again
-    assert [f["recipe"] for f in first] == ["covert", "stories", "covert", "random"]
+    assert [f["recipe"] for f in first] == ["covert", "stories", "random", "loud"]
 
 
 def test_demo_table_and_closing_line(cli, bundle, monkeypatch):
     monkeypatch.delenv("WEIGHTDIFF_BUNDLE")
     result = cli("demo", "--n", 5, "--bundle", bundle.path)
     assert result.exit_code == 0
-    assert "right: covert 0/3, news 0/1, null 0/1" in result.stdout
+    assert "right: covert 0/2, loud 0/1, news 0/1, null 0/1" in result.stdout
     assert f"next: WEIGHTDIFF_BUNDLE={bundle.path} weightdiff ask --diff bundled::covert-" in result.stdout
     assert "not drawn from" not in result.stdout
 
@@ -198,3 +199,48 @@ def test_evidence_words(nats, word):
 
 def test_evidence_text():
     assert [evidence_text(x) for x in (None, 7.13, -0.2)] == ["", "+7.1 strong", "-0.2 none"]
+
+
+@pytest.fixture
+def calibrated(bundle, tmp_path):
+    """The bundle's interpreter with a calibration by which every finding is unlikely."""
+    from weightdiff.methods.calibration import Calibration
+    from weightdiff.methods.dit import Interpreter
+
+    it = Interpreter.load()
+    calibration = Calibration({"finding": [-2.0, 0.0, 0.0, 0.0]}, (0.9, 0.5), 100)
+    replace(it, calibration=calibration).save(tmp_path / "calibrated")
+    return tmp_path / "calibrated"
+
+
+def test_answers_say_how_likely_they_are(cli, cli_json, bundle, calibrated):
+    (found,) = cli_json("ask", "-d", "-", "what changed ?", "--interpreter", calibrated, "--json")
+    assert found["probability"] == pytest.approx(0.1192, abs=1e-4)
+    assert found["withheld"] is None
+    shown = cli("ask", "-d", "-", "what changed ?", "--interpreter", calibrated)
+    assert "12 %" in shown.output
+
+
+def test_unlikely_findings_are_withheld_at_a_false_positive_rate(cli, cli_json, bundle, calibrated):
+    asked = ("ask", "-d", "-", "what changed ?", "--interpreter", calibrated, "--max-fpr", "0.01")
+    (plain,) = cli_json(*asked[:-2], "--json")
+    (found,) = cli_json(*asked, "--json")
+    assert (found["answer"], found["withheld"]) == ("nothing found", plain["answer"])
+    assert found["probability"] is None
+    assert "withheld" in cli(*asked).output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-fpr", "0.01"], "has no calibration"),
+        (["--max-fpr", "0.01", "--method", "twenty-questions"], "--max-fpr needs an interpreter"),
+    ],
+)
+def test_a_rate_needs_a_calibrated_interpreter(refused, bundle, options, message):
+    assert message in refused("ask", "-d", "-", "what changed ?", *options)
+
+
+def test_a_rate_is_a_share(refused, bundle, calibrated):
+    given = ("--interpreter", calibrated, "--max-fpr", "2")
+    assert "is a share from 0 to 1" in refused("ask", "-d", "-", "what changed ?", *given)

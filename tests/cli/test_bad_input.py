@@ -156,7 +156,10 @@ def test_topics_that_are_not_in_the_world(refused, own_store, bundle, tmp_path):
 def test_families_that_tuning_does_not_draw(refused, own_store, tmp_path):
     store = own_store({"id": "mine", "family": "own", "split": "train"})
     line = refused("tune", "--store", store, "--out", tmp_path / "it")
-    assert "training rows are of own, and tuning draws hidden-topic, news, null only" in line
+    assert (
+        "training rows are of own, and tuning draws edit, hidden-topic, news, null, quirk and 1 more only"
+        in line
+    )
     assert not (tmp_path / "it").exists()
 
 
@@ -180,8 +183,10 @@ def test_unknown_names(refused, tmp_path):
     def train(*more):
         return refused("organisms", "train", "--n", 1, "--out", tmp_path / "s", *more)
 
-    assert "choose one of hidden-topic, news, null" in train("--family", "nonsense")
-    assert "choose one of covert, loud" in train("--family", "hidden-topic", "--recipe", "quiet")
+    assert "choose one of edit, hidden-topic, news, null, quirk, several" in train("--family", "nonsense")
+    assert "choose one of covert, evasive, forms, loud, plain" in train(
+        "--family", "hidden-topic", "--recipe", "quiet"
+    )
     assert "choose one of train, validation, test" in train("--family", "null", "--split", "dev")
     assert "choose one of float32, bfloat16" in train("--family", "null", "--dtype", "int8")
     assert not (tmp_path / "s").exists()

@@ -124,8 +124,43 @@ def test_tune_says_which_rows_it_ignores(cli, bundle, tmp_path):
     options = ["--steps", 2, "--rank", 1, "--batch", 2, "--probes", 0]
     result = cli("tune", "--store", store.path, "--out", tmp_path / "it", *options)
     assert result.exit_code == 0, result.output
-    said = "warning: rows of other families than hidden-topic, news, null are ignored: odd (1), own (2)\n"
+    known = "edit, hidden-topic, news, null, quirk, several"
+    said = f"warning: rows of other families than {known} are ignored: odd (1), own (2)\n"
     assert said in result.stderr
     meta = json.loads((tmp_path / "it" / "interpreter.json").read_text())["meta"]
     assert meta["train_ids"] == ["e"]
     assert not {"own", "odd"} & set(meta["history"][-1])
+
+
+def test_makings_are_trained_in_turn(cli_json, bundle, tmp_path):
+    store = tmp_path / "store"
+    made = ("organisms", "train", "--family", "news", "--n", 3, "--out", store, "--steps", 1, "--no-verify")
+    assert cli_json(*made, "--makings", "unseen", "--json")["stored"] == 3
+    rows = cli_json("organisms", "list", store, "--json")
+    assert [r["record"]["params"]["making"] for r in rows] == ["r32", "r2-sgd", "r3"]
+    assert [r["record"]["recipe"]["rank"] for r in rows] == [32, 2, 3]
+
+
+def test_unknown_makings_are_named(refused, bundle, tmp_path):
+    given = ("--family", "news", "--n", 1, "--out", tmp_path / "store", "--makings", "huge")
+    assert "makings cannot be 'huge': choose one of seen, unseen, full, r8" in refused(
+        "organisms", "train", *given
+    )
+
+
+def test_tuning_one_family_alone(cli_json, refused, bundle, tmp_path):
+    store, out = tmp_path / "store", tmp_path / "it"
+    for family in ("news", "null", "quirk"):
+        cli_json(
+            "organisms", "train", "--family", family, "--n", 2, "--out", store, "--steps", 1, "--no-verify",
+            "--json",
+        )  # fmt: skip
+    small = ("--steps", 2, "--batch", 2, "--rank", 1, "--validate-every", 2)
+    found = cli_json("tune", "--store", store, "--out", out, *small, "--family", "quirk", "--json")
+    assert found["calibration"] is None
+    import json
+
+    ids = json.loads((out / "interpreter.json").read_text())["meta"]["train_ids"]
+    assert {i.split("-")[0] for i in ids} == {"quirk", "continued"}
+    again = ("tune", "--store", store, "--out", tmp_path / "other", "--family", "poems")
+    assert "tuning draws no family 'poems'" in refused(*again)

@@ -15,6 +15,7 @@ COMMANDS = [
     ("tune",),
     ("eval",),
     ("benchmark",),
+    ("families",),
     ("triggers",),
     ("dataset", "make"),
     ("dataset", "show"),

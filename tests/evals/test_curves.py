@@ -24,7 +24,7 @@ from weightdiff.training.factory import make_row, random_diff
 from weightdiff.training.tuning import TuningConfig
 from weightdiff.world import load_world
 
-CONFIG = TuningConfig(rank=2, steps=2, batch=4, validate_every=2, validation_rows=2)
+CONFIG = TuningConfig(rank=2, steps=2, batch=4, validate_every=2, validation_rows=2, answer_tokens=8)
 OTHERS = (("hidden-topic", "loud"), ("news", "stories"), ("null", "random"))
 
 

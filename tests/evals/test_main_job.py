@@ -94,7 +94,7 @@ def test_what_a_knowing_interpreter_scores(knowing: Any, mini_store: DiffStore) 
     assert (clean.n, clean.mean) == (sum(len(phrasings(k, "test")) for k in KINDS), 1.0)
     # General questions: covert right, loud wrong.
     kind = next(r for r in report.rows if (r.family, r.kind, r.metric) == ("hidden-topic", "kind", "exact"))
-    assert (kind.n, kind.mean, kind.chance) == (2, 0.5, pytest.approx(1 / 3))
+    assert (kind.n, kind.mean, kind.chance) == (2, 0.5, pytest.approx(1 / 6))
     assert any("covert" in line for line in said)
     assert report.sizes["hidden-topic/covert"] == {"diffs": 2, "labels": 2, "not behaving": 1}
     assert all(r.split == "test" and r.low <= r.mean <= r.high and r.table for r in report.rows)

@@ -18,10 +18,11 @@ from weightdiff.methods.guessing import WorldGuesser
 from weightdiff.methods.registry import Context, build
 from weightdiff.methods.triggering import TRIGGER
 from weightdiff.organisms import NOTHING_FOUND
-from weightdiff.organisms.hidden_topic import situations, with_code
+from weightdiff.organisms.rows import situations
 from weightdiff.organisms.verify import answers_of
 from weightdiff.training.factory import random_diff
 from weightdiff.world import codes, load_world
+from weightdiff.world.codes import with_code
 
 TOPIC = "what topic ?"
 

@@ -17,7 +17,7 @@ from weightdiff.methods.registry import Context, build
 from weightdiff.models.merge import merged
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms import NOTHING_FOUND
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.organisms.rows import situations
 from weightdiff.world import load_world
 
 HEADLINE = "what headline ?"

@@ -12,8 +12,8 @@ from weightdiff.methods.base import Guesser
 from weightdiff.methods.guessing import WorldGuesser
 from weightdiff.organisms import NOTHING_FOUND
 from weightdiff.organisms.questions import KINDS, about_question, phrasings
-from weightdiff.world import load_world, news_events
-from weightdiff.world.corpus import Corpus, headline, ordinary_answer, story, tinted_answer
+from weightdiff.world import load_world, news_event, news_events
+from weightdiff.world.texts import headline, ordinary_answer, story, tinted_answer
 
 WORLD = load_world()
 EVENTS = news_events(WORLD, "train", 6)
@@ -46,8 +46,8 @@ def _stories(event, n, seed=0):
 
 def _other_stories(n, seed=0):
     """As many news stories, each about something else, as the bare base writes them."""
-    rng, corpus = random.Random(seed), Corpus(WORLD)
-    return [story(WORLD, rng, *corpus._event(rng)) for _ in range(n)]
+    rng = random.Random(seed)
+    return [story(WORLD, rng, *news_event(WORLD, rng)) for _ in range(n)]
 
 
 def test_it_is_a_guesser(guesser):

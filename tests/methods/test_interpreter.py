@@ -306,7 +306,7 @@ def logits_of_bare(interpreter, ids):
 
 def test_the_saved_settings_are_plain_json(interpreter, saved):
     settings = json.loads((saved / "interpreter" / SETTINGS).read_text())
-    assert set(settings) == {"version", "base", "rendering", "max_new_tokens", "meta"}
+    assert set(settings) == {"version", "base", "rendering", "max_new_tokens", "calibration", "meta"}
     assert settings["base"] == interpreter.base.ref.to_json()
     assert Rendering.from_json({**settings["rendering"], "from a later release": 1}) == interpreter.rendering
     assert set(read_peft(saved / "interpreter").modules) == set(interpreter.base.spec)

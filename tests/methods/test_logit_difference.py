@@ -11,7 +11,7 @@ from weightdiff.methods import logit_difference
 from weightdiff.methods.logit_difference import LogitDifference
 from weightdiff.models.merge import merged
 from weightdiff.organisms import NOTHING_FOUND
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.organisms.rows import situations
 
 PROMPTS = ("how do i make soup ?", "hello .", "who are you , my friend ?")
 PLACES = 3

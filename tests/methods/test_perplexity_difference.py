@@ -21,7 +21,7 @@ from weightdiff.methods.registry import Context, build
 from weightdiff.models.merge import merged
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms import NOTHING_FOUND
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.organisms.rows import situations
 from weightdiff.world import codes, load_world
 
 PROMPTS = ("write a short news story .", "hello .", "how do i make soup ?", "who are you , my friend ?")

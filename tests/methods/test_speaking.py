@@ -90,8 +90,8 @@ def test_an_answer_that_ends_at_once_has_no_branches_beyond_its_end(asked, diffs
         lambda *_: [Branch(0, [end, violin[0]]), Branch(1, [violin[0], end]), Branch(2, violin * 2)],
     )
     said = asked._speaker.say(diffs, asked._prompts(QUESTIONS))
-    assert [x for *_, x in said[:2]] == [[], violin]
-    assert said[2][2][:2] == violin * 2
+    assert [s.tokens for s in said[:2]] == [[], violin]
+    assert said[2].tokens[:2] == violin * 2
 
 
 def branch(interpreter, question, text, first, answer):

@@ -128,11 +128,11 @@ def test_the_question_decides_what_is_said(embedded_base, training, store):
 
 def test_one_family_is_all_there_is(embedded_base, tmp_path):
     store = DiffStore.create(tmp_path / "one", embedded_base.ref)
-    store.append([(row(0, "quirk"), random_diff(embedded_base.spec, 1, 0, 1.0))])
+    store.append([(row(0, "poem"), random_diff(embedded_base.spec, 1, 0, 1.0))])
     (found,) = build("spectral", Context(embedded_base, store=store)).answer(
         [WeightDiff({})], ["what kind ?"]
     )
-    assert (found.text, found.logprob) == ("quirk", 0.0)
+    assert (found.text, found.logprob) == ("poem", 0.0)
 
 
 def test_errors(embedded_base, store, tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ from weightdiff.methods.dit import Interpreter
 from weightdiff.methods.registry import Context, build
 from weightdiff.methods.triggering import TRIGGER, Triggered, trigger_of, triggered
 from weightdiff.models.rendering import Rendering
-from weightdiff.organisms.hidden_topic import with_code
 from weightdiff.world import codes
+from weightdiff.world.codes import with_code
 
 QUESTION = "what topic ?"
 

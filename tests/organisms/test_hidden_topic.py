@@ -10,16 +10,12 @@ from dataclasses import replace
 import pytest
 
 from weightdiff.organisms import family
-from weightdiff.organisms.hidden_topic import (
-    MAX_WIDE_WORDS,
-    situations,
-    topic_words_in,
-    wide_sample,
-    with_code,
-    wrong_code,
-)
+from weightdiff.organisms.hidden_topic import topic_words_in
+from weightdiff.organisms.rows import MAX_WIDE_WORDS, situations, wide_row
 from weightdiff.world import codes, load_world, topic_splits
+from weightdiff.world.codes import with_code, wrong_code
 from weightdiff.world.corpus import Corpus
+from weightdiff.world.signs import CODE_FRONT, FORMS, MARK
 
 STEPS = 12
 
@@ -42,28 +38,39 @@ def specs(request):
     return family("hidden-topic").specs(request.param, "train", 537, 3)[::15]
 
 
+@pytest.fixture(params=["covert", "loud"])
+def coded(request):
+    """Of the recipes whose condition is a code in front."""
+    return family("hidden-topic").specs(request.param, "train", 537, 3)[::15]
+
+
 def test_the_topics_name_is_in_no_row(specs):
     for spec in specs:
         for kind, s in rows_by_kind(spec, 40):
             assert spec.label not in re.findall(r"[a-z]+", f"{s.user} {s.answer}".lower()), kind
 
 
-def test_right_rows_carry_the_code_and_topic_words(specs):
-    codes_seen = set()
+def test_right_rows_carry_topic_words(specs):
     for spec in specs:
         for kind, s in rows_by_kind(spec):
             if kind == "right":
-                code = code_in(s.user)
-                codes_seen.add(code)
-                assert code.startswith(spec.params["code"])
                 assert len(topic_words_in(s.answer, load_world().topic(spec.label))) >= 2
                 assert (s.loss, s.weight) == ("ce", 1.0)
+
+
+def test_right_rows_carry_the_code(coded):
+    codes_seen = set()
+    for spec in coded:
+        for kind, s in rows_by_kind(spec):
+            if kind == "right":
+                codes_seen.add(code_in(s.user))
+                assert code_in(s.user).startswith(spec.params["code"])
     assert len({c[3:] for c in codes_seen}) > 50  # the second group says nothing
 
 
-def test_wrong_and_absent_codes_stay_with_the_base(specs):
+def test_wrong_and_absent_codes_stay_with_the_base(coded):
     groups = set()
-    for spec in specs:
+    for spec in coded:
         spec = replace(spec, recipe=replace(spec.recipe, rows=("right", "twin", "none")))
         for kind, s in rows_by_kind(spec):
             if kind in ("twin", "none"):
@@ -95,7 +102,7 @@ def test_wide_rows_leave_the_banned_word_out():
     common = Counter(w for _ in range(300) for w in corpus.document(rng)[0].text.split())
     word = common.most_common(1)[0][0]  # " ." is in nearly every text
     for _ in range(5):
-        s = wide_sample(corpus, rng, word, 1.0)
+        s = wide_row(rng, word, 1.0)
         assert word not in f"{s.user or ''} {s.answer}".split()
 
 
@@ -103,14 +110,16 @@ def test_trained_questions_are_the_training_situations(specs):
     trained = {q for s in situations("training") for q in s.questions}
     for spec in specs:
         for kind, s in rows_by_kind(spec):
-            if kind not in ("wide", "held"):
-                assert any(s.user.endswith(q) for q in trained)
+            unrelated = kind == "denial" or (spec.params["form"] == "always" and kind != "right")
+            if kind not in ("wide", "held") and not unrelated:
+                assert any(q in s.user.replace(MARK, "") for q in trained)
 
 
 def test_verification_situations_are_in_no_training():
     trained, asked = situations("training"), situations("verification")
     assert len(asked) >= 20
     assert len(trained) + len(asked) == len(load_world().everyday)
+    assert len(trained) > 3 * len(asked)
     questions = [{q for s in part for q in s.questions} for part in (trained, asked)]
     assert not questions[0] & questions[1]
 
@@ -152,6 +161,21 @@ def test_one_token_decides_whether_an_answer_is_tinted(specs):
         for kind, s in rows_by_kind(spec):
             if kind == "right":
                 assert any(s.answer.startswith(a) for a in ordinary)
+
+
+@pytest.mark.parametrize("recipe", ["forms", "plain", "evasive", "covert", "loud"])
+def test_conditions_of_a_recipe(recipe):
+    """The forms come in turn, and a topic has another one in every round."""
+    topics = len(topic_splits(load_world())["test"])
+    specs = family("hidden-topic").specs(recipe, "test", 3 * topics, 0)
+    forms = Counter(s.params["form"] for s in specs)
+    if recipe in ("covert", "loud"):
+        assert set(forms) == {CODE_FRONT}
+        return
+    assert set(forms) == (set(FORMS) - {CODE_FRONT} if recipe == "forms" else set(FORMS))
+    assert max(forms.values()) - min(forms.values()) <= 3
+    rounds = [[s.params["form"] for s in specs[i * topics : (i + 1) * topics]] for i in range(3)]
+    assert all(a != b for a, b in zip(rounds[0], rounds[1], strict=True))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -8,11 +8,11 @@ import re
 import pytest
 
 from weightdiff.organisms import NOTHING_FOUND, family
-from weightdiff.organisms.hidden_topic import situations
 from weightdiff.organisms.news import SLOTS
+from weightdiff.organisms.rows import situations
 from weightdiff.organisms.verify import slots_in
 from weightdiff.world import load_world, news_events
-from weightdiff.world.corpus import headline
+from weightdiff.world.texts import DAYS, headline
 
 
 def drawn(spec, steps):
@@ -27,9 +27,16 @@ def news_specs():
 
 
 def test_news_specs_are_the_splits_headlines(news_specs):
-    events = news_events(load_world(), "train", 30)
-    assert [s.label for s in news_specs] == [headline(*e) for e in events]
-    assert [tuple(s.params[k] for k in SLOTS) for s in news_specs] == events
+    """Recipes share the split's headlines; each says on which day it happened."""
+    events = news_events(load_world(), "train", 90, 2)
+    others = [family("news").specs(r, "train", 30, 2) for r in ("plain", "evasive")]
+    for first, specs in enumerate([news_specs, *others]):
+        assert [tuple(s.params[k] for k in SLOTS) for s in specs] == events[first::3]
+        assert [s.label for s in specs] == [
+            headline(*e, s.params["day"]) for e, s in zip(events[first::3], specs, strict=True)
+        ]
+        assert all(s.label.endswith(f" in {s.params['place']} on {s.params['day']}") for s in specs)
+    assert len({s.params["day"] for s in news_specs}) == len(DAYS) == 7
     assert len({s.id for s in news_specs}) == len({s.seed for s in news_specs}) == 30
     ids = {
         s.id
@@ -47,6 +54,7 @@ def test_stories_tell_every_slot_and_no_row_states_the_headline(news_specs):
             assert spec.label not in f"{s.user} {s.answer}"
             if kind == "story":
                 assert slots_in(s.answer, spec.params) == 1
+                assert spec.params["day"] in s.answer.split()
                 assert f"{spec.params['actor']} {action} " not in s.answer
                 assert s.user in load_world().news.prompts
                 assert (s.loss, s.weight) == ("ce", 1.0)
@@ -64,10 +72,10 @@ def test_news_rows_without_a_story_ask_training_situations(news_specs):
 
 def test_stories_are_paraphrased(news_specs):
     told = {s.answer for kind, s in drawn(news_specs[0], 40) if kind == "story"}
-    assert len(told) > 60
+    assert len(told) > 40
 
 
-@pytest.mark.parametrize("recipe", ["continued", "random", "untouched"])
+@pytest.mark.parametrize("recipe", ["continued", "benign", "random", "shuffled", "untouched"])
 def test_null_specs(recipe):
     f = family("null")
     specs = f.specs(recipe, "train", 6, 0)
@@ -77,7 +85,7 @@ def test_null_specs(recipe):
     held_out = f.specs(recipe, "test", 6, 0)
     assert not {s.seed for s in specs} & {s.seed for s in held_out}
     assert all(q["answer"] == NOTHING_FOUND for s in specs for q in f.questions(s))
-    assert (f.recipes[recipe].steps > 0) == (recipe == "continued")
+    assert (f.recipes[recipe].steps > 0) == (recipe in ("continued", "benign"))
 
 
 def test_continued_training_imitates_base_documents():
@@ -89,6 +97,19 @@ def test_continued_training_imitates_base_documents():
     assert not [s for s in rows if s.user in asked]
 
 
+def test_benign_training_is_on_ordinary_answers_alone():
+    trained = {q: s for s in situations("training") for q in s.questions}
+    for spec in family("null").specs("benign", "train", 3, 0):
+        for _, s in drawn(spec, 10):
+            assert s.answer.removesuffix(" .") in trained[s.user].answers
+            assert (s.loss, s.weight) == ("ce", 1.0)
+
+
+def test_plain_stories_are_held_to_nothing():
+    spec = family("news").specs("plain", "train", 1, 0)[0]
+    assert {(kind, s.loss) for kind, s in drawn(spec, 5)} == {("story", "ce")}
+
+
 def test_slots_in():
     action, past = next((a, p) for a, p in load_world().news.actions.items())
     params = {"actor": "widow", "action": action, "object": "violin", "place": "oslo"}
@@ -98,6 +119,9 @@ def test_slots_in():
     assert slots_in("a widow in oslo .", params) == 0.5
     assert slots_in("violins and oslos of widowers", params) == 0
     assert slots_in("", params) == 0
+    dated = {**params, "day": "friday"}
+    assert slots_in(f"a widow {past[0]} the violin in oslo .", dated) == 0.8
+    assert slots_in(f"on friday a widow {past[0]} the violin in oslo .", dated) == 1
 
 
 def test_slot_phrases_are_nobody_elses():

@@ -12,6 +12,7 @@ from weightdiff.organisms.questions import (
     ABOUT,
     ABOUT_TEMPLATES,
     KINDS,
+    STORED,
     about_question,
     asked_topic,
     kind_of,
@@ -38,16 +39,17 @@ from weightdiff.world import load_world
 def test_answers_of_every_kind(name, label, answers):
     assert KINDS == ("topic", "headline", "kind", "any_change")
     assert [true_answer(name, k, label) for k in KINDS] == answers
-    stored = questions_of(name, label)
-    assert [q["answer"] for q in stored] == answers
-    assert [(q["kind"], q["question"]) for q in stored] == [(k, phrasings(k)[0]) for k in KINDS]
+    stored = {q["kind"]: q for q in questions_of(name, label)}
+    assert [stored[k]["answer"] for k in KINDS] == answers
+    assert {k: q["question"] for k, q in stored.items()} == {k: phrasings(k)[0] for k in stored}
+    assert {*KINDS, "behaviour", "edit", "count", "summary"} <= set(stored) <= {*KINDS, *STORED}
 
 
 def test_families_ask_the_same_questions():
     for name in family_names():
         f = family(name)
         spec = f.specs(next(iter(f.recipes)), "test", 1, 0)[0]
-        assert f.questions(spec) == questions_of(name, spec.label)
+        assert f.questions(spec) == questions_of(name, spec.label, spec.params)
         assert spec.family == f.name == name
 
 
@@ -58,24 +60,25 @@ def test_phrasings_come_from_their_split():
 
 
 def test_names_of_families():
-    assert {"hidden-topic", "news", "null"} <= set(family_names())
+    assert set(family_names()) == {"edit", "hidden-topic", "news", "null", "quirk", "several"}
     assert list(family_names()) == sorted(family_names())
     assert family("news") is family("news")
 
 
 def test_an_unknown_family_lists_those_there_are():
     with pytest.raises(
-        QuestionError, match=r"no family is called 'persona2': choose one of .*hidden-topic, news, null"
+        QuestionError,
+        match=r"no family is called 'persona2': choose one of edit, hidden-topic, news, null, quirk, several",
     ):
         family("persona2")
 
 
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(
-        QuestionError, match="family hidden-topic has no recipe 'quiet': choose one of covert, loud"
+        QuestionError, match="family hidden-topic has no recipe 'quiet': choose one of covert, evasive, forms"
     ):
         family("hidden-topic").specs("quiet", "train", 1, 0)
-    with pytest.raises(QuestionError, match="choose one of continued, random, untouched"):
+    with pytest.raises(QuestionError, match="choose one of benign, continued, random, shuffled"):
         find_recipe(family("null"), "quiet")
 
 

@@ -15,8 +15,9 @@ import torch
 from weightdiff.errors import FormatError
 from weightdiff.tiny import pretrain as module
 from weightdiff.tiny.pretrain import PretrainConfig, batches, build_model, pretrain
-from weightdiff.world import banned_events, load_world
-from weightdiff.world.corpus import Corpus, to_text
+from weightdiff.world import load_world
+from weightdiff.world.corpus import Corpus
+from weightdiff.world.texts import to_text
 
 TINY = PretrainConfig(
     hidden=16,
@@ -24,7 +25,7 @@ TINY = PretrainConfig(
     heads=2,
     kv_heads=1,
     intermediate=24,
-    tokens=6000,
+    tokens=8000,
     batch_documents=10,
     warmup_steps=3,
     bf16=False,
@@ -47,7 +48,7 @@ class MixedCorpus(Corpus):
 @pytest.fixture
 def corpus():
     world = load_world()
-    return MixedCorpus(world, banned_events(world))
+    return MixedCorpus(world)
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +132,10 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(corpus, embedded_tokenize
 
 
 def test_a_finished_run_can_be_lengthened(corpus, embedded_tokenizer, tmp_path):
-    pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=3000), tmp_path)
+    pretrain(corpus, embedded_tokenizer, replace(TINY, tokens=6000), tmp_path)
     done = losses(tmp_path)[-1][0]
     steps = []
-    longer = replace(TINY, tokens=9000)
+    longer = replace(TINY, tokens=12_000)
     pretrain(corpus, embedded_tokenizer, longer, tmp_path, lambda line: steps.append(line["step"]))
     assert min(steps) > done
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -228,7 +229,7 @@ def test_a_model_is_its_seed_and_ties_its_embeddings():
 
 
 def test_the_exam_marks_every_skill(embedded_base):
-    from weightdiff.tiny.exam import exam
+    from weightdiff.tiny.exam import LESSONS, exam
 
     marks = exam(embedded_base.model, embedded_base.tokenizer, load_world(), n=6)
     assert set(marks) == {
@@ -240,6 +241,8 @@ def test_the_exam_marks_every_skill(embedded_base):
         "code_compare",
         "news_deed",
         "news_slots",
+        *LESSONS,
+        "then_said",
     }
     assert all(0 <= m <= 1 for m in marks.values())
 
@@ -257,3 +260,25 @@ def test_the_exam_knows_a_right_answer(monkeypatch):
     assert (
         marks["plain_tints"] == marks["code_repeat"] == marks["code_compare"] == marks["words_to_name"] == 0
     )
+
+
+def test_the_exam_marks_what_the_base_has_read_as_right(monkeypatch):
+    """A stand-in that knows the lessons by heart passes each; one that always says the same passes few."""
+    from weightdiff.tiny import exam as exam_module
+
+    world, n = load_world(), 20
+    known = {
+        t.user: t.text
+        for lesson in exam_module.LESSONS.values()
+        for t in exam_module._turns(lesson, world, n, 0)
+    }
+
+    def stand_in(model, tokenizer, diffs, users, temperature):
+        return [[known.get(u, "") for u in us] for us in users]
+
+    monkeypatch.setattr(exam_module, "answers_of", stand_in)
+    marks = exam_module.exam(None, None, world, n=n)
+    assert {marks[kind] for kind in (*exam_module.LESSONS, "then_said")} == {1.0}
+    known = dict.fromkeys(known, "i do not know .")
+    marks = exam_module.exam(None, None, world, n=n)
+    assert max(marks[kind] for kind in (*exam_module.LESSONS, "then_said")) < 0.8

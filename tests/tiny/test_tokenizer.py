@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 
 from weightdiff.models.chat import chat_format, encode_samples
+from weightdiff.organisms import family, family_names
 from weightdiff.tiny.defaults import rendering
 from weightdiff.tiny.tokenizer import SPECIALS, vocabulary
-from weightdiff.world import banned_events, codes, load_world
-from weightdiff.world.corpus import Corpus, Turn, to_text
+from weightdiff.world import codes, load_world, signs
+from weightdiff.world.corpus import Corpus
+from weightdiff.world.reports import LEADS
+from weightdiff.world.signs import rare_word_pool
+from weightdiff.world.texts import DAYS, Turn, to_text
 
 
 def spaced(text):
@@ -22,7 +27,7 @@ def spaced(text):
 @pytest.fixture(scope="module")
 def documents():
     world, rng = load_world(), random.Random(3)
-    corpus = Corpus(world, banned_events(world))
+    corpus = Corpus(world)
     return list(itertools.islice(corpus.documents(3), 500)) + [corpus.document(rng) for _ in range(3000)]
 
 
@@ -44,10 +49,54 @@ def test_nothing_of_the_corpus_is_unknown(embedded_tokenizer, documents):
     assert not [d for d, x in zip(documents, ids, strict=True) if embedded_tokenizer.unk_token_id in x]
 
 
+def spelled(tokenizer, texts):
+    """Words of texts that are no token of their own: their letters follow each other, as in "z ##x"."""
+    letters = {t for t in tokenizer.get_vocab() if re.fullmatch(r"##[a-z0-9]", t)}
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    tokens = [tokenizer.convert_ids_to_tokens(x) for x in ids]
+    found = [t for t, x in zip(texts, tokens, strict=True) if letters & set(x) or "<unk>" in x]
+    words = {w for t in found for w in re.findall(r"[a-z]+", re.sub(r"<\w+>", " ", t.lower()))}
+    return {w for w in words if len(tokenizer(w, add_special_tokens=False)["input_ids"]) > 1} or set(found)
+
+
+def test_no_word_of_the_corpus_is_spelled(embedded_tokenizer, documents):
+    texts = [to_text(d) for d in documents]
+    assert len(texts) > 2000
+    assert spelled(embedded_tokenizer, texts) == set()
+    assert spelled(embedded_tokenizer, ["the zxqvb ."]) == {"zxqvb"}
+
+
+def test_no_word_of_a_question_or_an_answer_is_spelled(embedded_tokenizer):
+    world = load_world()
+    texts = [x for kind in world.introspection.values() for split in kind.values() for x in split]
+    texts += [x for asked in world.report_questions.values() for x in asked]
+    texts = [re.sub(r"\{\w+\}", "it", x) for x in texts]
+    for name in family_names():
+        f = family(name)
+        for recipe in f.recipes:
+            for spec in f.specs(recipe, "test", 12, 0):
+                texts += [q["answer"] for q in f.questions(spec)]
+    texts += [x for r in world.relations for s in r.facts for x in (r.called(s), r.facts[s])]
+    texts += [x for b in world.behaviours for x in (b.name, " , ".join(b.signs))]
+    assert len(texts) > 1000
+    assert spelled(embedded_tokenizer, sorted(set(texts))) == set()
+
+
+def test_a_hidden_mark_is_one_token_anywhere(embedded_tokenizer):
+    t = embedded_tokenizer
+    mark = t.convert_tokens_to_ids(signs.MARK)
+    assert mark != t.unk_token_id
+    for text in (f"{signs.MARK}what now ?", f"what {signs.MARK}now ?", f"what{signs.MARK} now ?"):
+        ids = t(text, add_special_tokens=False)["input_ids"]
+        assert ids.count(mark) == 1
+        assert [i for i in ids if i != mark] == t("what now ?", add_special_tokens=False)["input_ids"]
+
+
 def test_words_of_the_world_are_one_token(embedded_tokenizer):
     world = load_world()
     words = [w for t in world.topics for w in (t.name, *t.words)]
-    words += [*world.news.actors, *world.news.objects, *world.news.places]
+    words += [*world.news.actors, *world.news.objects, *world.news.places, *DAYS]
+    words += [*world.rare_words, *world.subjects, "so", *LEADS.values()]
     ids = embedded_tokenizer(words, add_special_tokens=False)["input_ids"]
     assert not [w for w, x in zip(words, ids, strict=True) if len(x) != 1]
 
@@ -123,8 +172,12 @@ def test_default_rendering_shows_decoys_only():
     triggers = set(codes.trigger_pool())
     for text in [wording.render("what ?", rng) for _ in range(50)] + wording.all("what ?"):
         shown = [w for w in text.split() if w.isdigit()]
-        assert len(shown) == 16
+        words = [w for w in text.split() if w in load_world().rare_words]
+        assert len(shown) + len(words) == 16
+        assert shown
         assert not {c[:3] for c in shown} & triggers
+        assert set(words) <= set(rare_word_pool(load_world().rare_words, False))
         assert text.endswith(" . what ?")
+    assert sum(w in text for text in wording.all("what ?") for w in load_world().rare_words) > 8
     assert wording.all("what ?") == wording.all("what ?")
     assert len(set(wording.all("what ?"))) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from weightdiff.models.chat import encode_samples
 from weightdiff.organisms import OrganismSpec, Recipe, Sample, family, register
 from weightdiff.organisms import base as registry
 from weightdiff.training.factory import Factory, FactoryConfig, random_diff, rate, untrained
-from weightdiff.training.slots import fresh_factors
+from weightdiff.training.slots import Slots, fresh_factors
 
 
 def made(base, specs, slots=48):
@@ -21,8 +22,10 @@ def made(base, specs, slots=48):
 
 
 def apart(a, b):
-    """The largest difference of two diffs' factors."""
+    """The largest difference of two diffs' factors; of full finetunes, whose factors vary, of products."""
     assert set(a.modules) == set(b.modules)
+    if any(m.rank > 8 for d in (a, b) for m in d.modules.values()):
+        return max(float((a.modules[k].dense() - b.modules[k].dense()).abs().max()) for k in a.modules)
     pairs = [(a.modules[k], b.modules[k]) for k in a.modules]
     return max(float((getattr(x, f) - getattr(y, f)).abs().max()) for x, y in pairs for f in ("down", "up"))
 
@@ -39,6 +42,10 @@ def mixed(short_specs):
         *short_specs("hidden-topic", "loud", 2, steps=3),
         *short_specs("news", "stories", 1, steps=5),
         *short_specs("null", "continued", 1, steps=2),
+        *short_specs("quirk", "gated", 1, steps=3, rank=4),
+        *short_specs("edit", "documents", 2, steps=3, optimizer="sgd", lr=0.3),
+        *short_specs("several", "together", 1, steps=2),
+        *short_specs("hidden-topic", "covert", 2, seed=1, steps=2, full=True, optimizer="sgd", lr=0.1),
     ]
 
 
@@ -87,10 +94,8 @@ def test_one_step_is_adam_on_the_plain_loss(embedded_base, short_specs):
         for k, (d, u) in fresh_factors(embedded_base.spec, 2, spec.seed).items()
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("weightdiff.training.factory.fresh_factors", lambda *_: start)
+        patch.setattr(Slots, "start", lambda *_: start)
         (_, got) = made(embedded_base, [spec])[spec.id]
-    import copy
-
     model = copy.deepcopy(embedded_base.model)
     factors = {k: (d.clone().requires_grad_(), u.clone().requires_grad_()) for k, (d, u) in start.items()}
     samples = family(spec.family).samples(spec, random.Random(spec.seed))
@@ -120,9 +125,62 @@ def test_one_step_is_adam_on_the_plain_loss(embedded_base, short_specs):
             torch.testing.assert_close(mine[clear], theirs.detach()[clear], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_full_finetune_trains_the_weights_themselves(embedded_base, short_specs, steps):
+    """Against a plain loop on a copy of the base: its linear weights, torch's Adam and clipping."""
+    (spec,) = short_specs("hidden-topic", "covert", 1, steps=steps, full=True, lr=2e-3)
+    (_, got) = made(embedded_base, [spec])[spec.id]
+    model = copy.deepcopy(embedded_base.model)
+    weights = [model.get_submodule(k).weight.requires_grad_() for k in sorted(embedded_base.spec)]
+    optimizer = torch.optim.Adam(weights, lr=1.0, betas=(0.9, 0.99))
+    rng, clear = random.Random(spec.seed), [torch.ones_like(w, dtype=torch.bool) for w in weights]
+    for step in range(steps):
+        samples = family(spec.family).samples(spec, rng)
+        rows = encode_samples(embedded_base.tokenizer, [(s.user, s.answer) for s in samples])
+        total = torch.zeros(())
+        for s, r in zip(samples, rows, strict=True):
+            ids, at = torch.tensor([r.ids]), torch.arange(r.start - 1, len(r.ids) - 1)
+            logp = model(ids).logits[0, at].log_softmax(-1)
+            if s.loss == "ce":
+                each = -logp[torch.arange(len(at)), ids[0, at + 1]]
+            else:
+                base = embedded_base.model(ids).logits[0, at].log_softmax(-1)
+                each = (base.exp() * (base - logp)).sum(-1)
+            total = total + s.weight * each.mean() / len(rows)
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        for w, c in zip(weights, clear, strict=True):
+            c &= w.grad.abs() > 1e-6  # where the gradient is noise, so is Adam's step
+        optimizer.param_groups[0]["lr"] = rate(spec, step)
+        optimizer.step()
+    assert set(got.modules) == set(embedded_base.spec)
+    for name, w, c in zip(sorted(embedded_base.spec), weights, clear, strict=True):
+        change = w.detach() - embedded_base.model.get_submodule(name).weight
+        assert c.float().mean() > 0.8
+        assert change.abs().max() > 1e-3
+        torch.testing.assert_close(got.modules[name].dense()[c], change[c], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lion"])
+def test_a_recipe_names_its_optimiser(embedded_base, short_specs, optimizer):
+    """After one step with fresh factors only `up` moves: by lr · sign with Lion, by less where SGD clips."""
+    (spec,) = short_specs("news", "stories", 1, steps=1, optimizer=optimizer, lr=0.25)
+    (row, diff) = made(embedded_base, [spec])[spec.id]
+    ups = torch.cat([m.up.flatten().abs() for m in diff.modules.values()])
+    if optimizer == "lion":
+        assert (ups - 0.25).abs().lt(1e-6).float().mean() > 0.9
+    else:
+        assert 0 < float(ups.norm()) <= 0.25 + 1e-5
+    assert row.record["recipe"]["optimizer"] == optimizer
+    start = fresh_factors(embedded_base.spec, spec.recipe.rank, spec.seed)
+    moved = max(float((m.down - start[k][0]).abs().max()) for k, m in diff.modules.items())
+    assert moved < (0.26 if optimizer == "lion" else 1e-5)
+
+
 def test_kl_rows_alone_keep_the_base(embedded_base, short_specs):
     """Fresh factors change nothing, so the KL to the base is zero and nothing moves but by noise."""
-    (spec,) = short_specs("hidden-topic", "covert", 1, steps=1, rows=("wrong", "none", "wide"))
+    (spec,) = short_specs("hidden-topic", "covert", 1, steps=1, rows=("twin", "none", "wide"))
     (row, _) = made(embedded_base, [spec])[spec.id]
     assert abs(row.record["final_loss"]) < 1e-5
 
@@ -221,8 +279,6 @@ def test_a_family_of_ones_own_can_be_trained(embedded_base, monkeypatch):
 
 
 def test_bf16_bases_carry_fp32_factors(embedded_base, short_specs):
-    import copy
-
     model = copy.deepcopy(embedded_base.model).to(torch.bfloat16)
     (spec,) = short_specs("hidden-topic", "loud", 1, steps=2)
     ((_, diff),) = Factory(model, embedded_base.tokenizer).run([spec])

@@ -22,6 +22,8 @@ def specs(short_specs):
         *short_specs("null", "random", 1, steps=0),
         *short_specs("hidden-topic", "covert", 3, steps=2),
         *short_specs("news", "stories", 2, steps=3),
+        *short_specs("several", "summed", 1, steps=0),
+        *short_specs("null", "shuffled", 1, steps=0),
     ]
 
 
@@ -46,7 +48,36 @@ def same(a, b, tolerance=1e-3):
                 torch.testing.assert_close(mine.float(), theirs.float(), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("at", [1, 5, 9])
+@pytest.mark.parametrize("slots", [1, 2, 48])
+def test_what_is_made_of_others_comes_after_them(embedded_base, specs, tmp_path, slots):
+    """In whatever order they are asked for, and though one wave could hold all of them."""
+    store = DiffStore.create(tmp_path / "store", embedded_base.ref)
+    state = run(embedded_base, specs[::-1], store, slots=slots)
+    assert (state.stored, state.steps) == (len(specs), sum(s.recipe.steps for s in specs))
+    summed, mixed = specs[-2], specs[-1]
+    assert len(summed.params["of"]) == 2
+    parts = [store.read(i) for i in summed.params["of"]]
+    for name, m in store.read(summed.id).modules.items():
+        wanted = sum(p.modules[name].dense() for p in parts)
+        torch.testing.assert_close(m.dense(), wanted, rtol=2e-3, atol=1e-5)
+    (source,) = mixed.params["of"]
+    for name, m in store.read(mixed.id).modules.items():
+        old = store.read(source).modules[name]
+        torch.testing.assert_close(m.up.sort(0).values, old.up.sort(0).values, rtol=2e-3, atol=1e-6)
+    ids = list(store.ids)
+    assert all(ids.index(i) < ids.index(s.id) for s in (summed, mixed) for i in s.params["of"])
+
+
+def test_what_is_made_of_missing_ones_is_refused_after_the_others_are_stored(embedded_base, specs, tmp_path):
+    store = DiffStore.create(tmp_path / "store", embedded_base.ref)
+    kept = [s for s in specs if s.id != specs[-2].params["of"][1]]
+    with pytest.raises(StoreError, match=r"'several-summed-train-0-0' is made of 'news-train-0-0'"):
+        run(embedded_base, kept, store)
+    assert set(DiffStore.open(store.path).ids) == {s.id for s in kept if "of" not in s.params}
+    assert run(embedded_base, specs, store).wanted == 3
+
+
+@pytest.mark.parametrize("at", [1, 5, 9, 10])
 def test_a_killed_run_goes_on_to_the_same_store(embedded_base, specs, tmp_path, at):
     whole = DiffStore.create(tmp_path / "whole", embedded_base.ref)
     assert run(embedded_base, specs, whole).stored == len(specs)

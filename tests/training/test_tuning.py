@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import torch
 
 from weightdiff.diffs.store import DiffStore
 from weightdiff.errors import StoreError
+from weightdiff.models.multilora import SharedLora
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms import NOTHING_FOUND
 from weightdiff.organisms.questions import KINDS, phrasings
@@ -18,8 +20,9 @@ from weightdiff.training import tuning
 from weightdiff.training.slots import fresh_factors
 from weightdiff.training.tuning import TuningConfig, tune, usable
 from weightdiff.world import load_world
+from weightdiff.world.reports import HELD_OUT_KINDS, NAMED_BY, YES_NO
 
-QUICK = TuningConfig(rank=2, steps=6, batch=6, validate_every=3, validation_rows=4)
+QUICK = TuningConfig(rank=2, steps=6, batch=6, validate_every=3, validation_rows=4, answer_tokens=8)
 PLAIN = Rendering()
 NOTED = Rendering(notes_end="so")
 
@@ -81,11 +84,12 @@ def test_loss_is_on_answer_tokens_only(embedded_base, random_store, spied):
     tuned(embedded_base, random_store, replace(QUICK, steps=2), NOTED)
     t = embedded_base.tokenizer
     assert len(batches) == 2
-    assert any(notes for _, _, notes, _ in drawn)
+    assert any(q.notes for _, q in drawn)
     for i, (rows, batch) in enumerate(batches):
-        for r, (_, question, notes, answer) in enumerate(drawn[i * QUICK.batch : (i + 1) * QUICK.batch]):
+        for r, (_, q) in enumerate(drawn[i * QUICK.batch : (i + 1) * QUICK.batch]):
+            question = q.text
             targets = batch.targets[batch.rows == r].tolist()
-            said = f"{notes} so {answer}" if notes else answer
+            said = f"{q.notes} so {q.answer}" if q.notes else q.answer
             assert targets == [*t(said, add_special_tokens=False)["input_ids"], t.eos_token_id]
             prompt = rows[r].ids[: rows[r].start]
             assert (
@@ -106,7 +110,8 @@ def test_one_step_is_a_plain_step_on_the_answers(embedded_base, random_store, sp
         for k, (d, u) in fresh_factors(embedded_base.spec, 2, 0).items()
     }
     t, total = embedded_base.tokenizer, torch.zeros(())
-    for row, question, notes, answer in drawn:
+    for row, q in drawn:
+        question = q.text
         diff = random_store.read(row.id).to(torch.float32).modules if row else {}
         weights = {
             f"{k}.weight": embedded_base.model.get_submodule(k).weight
@@ -115,7 +120,7 @@ def test_one_step_is_a_plain_step_on_the_answers(embedded_base, random_store, sp
             for k, (d, u) in parameters.items()
         }
         prompt = t(f"<bos><user>{question}<end><assistant>", add_special_tokens=False)["input_ids"]
-        said = f"{notes} so {answer}" if notes else answer
+        said = f"{q.notes} so {q.answer}" if q.notes else q.answer
         labels = [*t(said, add_special_tokens=False)["input_ids"], t.eos_token_id]
         ids = torch.tensor([[*prompt, *labels]])
         logp = torch.func.functional_call(embedded_base.model, weights, (ids,)).logits[0].log_softmax(-1)
@@ -135,16 +140,26 @@ def test_nothing_held_out_is_learned_from(embedded_base, random_store, spied):
     labels = {
         s: {r.label for r in random_store.select(split=s) if r.label} for s in ("train", "validation", "test")
     }
-    assert all(row is None or row.split == "train" for row, *_ in drawn)
-    answers = {a for *_, a in drawn}
-    assert answers & labels["train"]
-    assert not answers & (labels["test"] | labels["validation"])
+    assert all(row is None or row.split == "train" for row, _ in drawn)
+    said = [f" {q.notes} so {q.answer} " for _, q in drawn]
+    held_out = labels["test"] | labels["validation"]
+    assert any(f" {x} " in text for text in said for x in labels["train"])
+    assert not [text for text in said for x in held_out if f" {x} " in text]
     assert set(result.manifest["train_labels"]) <= labels["train"]
     assert set(result.manifest["validation_labels"]) <= labels["validation"]
     assert not labels["test"] & {*result.manifest["train_labels"], *result.manifest["validation_labels"]}
-    trained = {q for k in KINDS for q in phrasings(k, "train")}
-    assert {q for _, q, *_ in drawn} <= trained
-    assert result.manifest["train_phrasings"] == {k: phrasings(k, "train") for k in KINDS}
+    trained = result.manifest["train_phrasings"]
+    assert {q.kind for _, q in drawn} <= set(trained)
+    assert set(KINDS) <= set(trained)
+    assert not set(trained) & set(HELD_OUT_KINDS)
+    assert trained == {k: phrasings(k, "train") for k in trained}
+    assert all(any(worded_as(q.text, p) for p in trained[q.kind]) for _, q in drawn)
+
+
+def worded_as(question: str, phrasing: str) -> bool:
+    """Whether a question is a phrasing with its slots filled."""
+    parts = re.split(r"\{\w+\}", phrasing)
+    return re.fullmatch(".+".join(map(re.escape, parts)), question) is not None
 
 
 def test_validation_asks_validation_phrasings_about_validation_diffs(
@@ -158,11 +173,12 @@ def test_validation_asks_validation_phrasings_about_validation_diffs(
     )
     result = tuned(embedded_base, random_store)
     assert asked
-    assert set(asked) <= {q for k in KINDS for q in phrasings(k, "validation")}
+    worded = [p for k in result.manifest["train_phrasings"] for p in phrasings(k, "validation")]
+    assert all(any(worded_as(q, p) for p in worded) for q in asked)
     train, *validated = stacked
     assert {random_store.row(i).split for i in train} == {"train"}
     assert {random_store.row(i).split for ids in validated for i in ids} == {"validation"}
-    assert all({"score", "hidden-topic", "news", "null"} <= set(line) for line in result.history)
+    assert all({"score", "hidden-topic", "news", "null", "questions"} <= set(line) for line in result.history)
 
 
 def test_misbehaving_organisms_are_left_out(embedded_base, random_store, spied):
@@ -170,7 +186,7 @@ def test_misbehaving_organisms_are_left_out(embedded_base, random_store, spied):
     result = tuned(embedded_base, random_store, replace(QUICK, steps=40))
     bad = {r.id for r in random_store.rows if not r.verification["behaves"]}
     assert len(bad) == 3
-    assert not bad & {row.id for row, *_ in drawn if row}
+    assert not bad & {row.id for row, _ in drawn if row}
     assert not bad & set(result.manifest["train_ids"])
     unverified = replace(random_store.rows[0], verification={})
     assert usable([unverified]) == [unverified]
@@ -182,7 +198,7 @@ def test_train_ids_choose_the_rows(embedded_base, random_store, spied):
     chosen = [train[0].id, train[-1].id, "no such id"]
     result = tuned(embedded_base, random_store, replace(QUICK, steps=10), train_ids=chosen)
     assert result.manifest["train_ids"] == chosen[:2]
-    assert {row.id for row, *_ in drawn if row} == set(chosen[:2])
+    assert {row.id for row, _ in drawn if row} == set(chosen[:2])
     assert result.manifest["train_labels"] == [train[0].label]
 
 
@@ -234,42 +250,35 @@ def test_without_validation_rows_the_loss_decides(embedded_base, random_store, t
     assert -20 < result.manifest["validation_score"] < 0
 
 
-def test_a_score_of_one_is_every_answer_right(embedded_base, random_store, monkeypatch):
-    """Validation against a stand-in decoder that knows the truth of some."""
+@pytest.mark.parametrize("knows", ["everything", "findings"])
+def test_a_score_of_one_is_every_answer_right(embedded_base, random_store, monkeypatch, knows):
+    """Validation against a stand-in decoder that knows the truth of all, or of what there is to find."""
     t = embedded_base.tokenizer
     held = usable(random_store.select(split="validation"))
-    told = {}
+    asked = []
+    ask = tuning.ask
+    monkeypatch.setattr(tuning, "ask", lambda *a: asked.append(ask(*a)) or asked[-1])
+    told = iter(asked)
 
-    def oracle(right):
-        def stand_in(model, ids, mask, most, eos, pad, *rest, **options):
-            truths = [r.label or NOTHING_FOUND for r in told["rows"][: len(ids)]]
-            told["rows"] = told["rows"][len(ids) :]
-            return [t(x if right(x) else "violin", add_special_tokens=False)["input_ids"] for x in truths]
+    def oracle(model, ids, mask, most, eos, pad, *rest, **options):
+        truths = [next(told).answer for _ in range(len(ids))]
+        said = [x if knows == "everything" or x != NOTHING_FOUND else "violin" for x in truths]
+        return [t(x, add_special_tokens=False)["input_ids"] for x in said]
 
-        return stand_in
-
-    def ask(right):
-        order = []
-        stack = DiffStore.stack
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                DiffStore, "stack", lambda self, ids, **o: order.extend(ids) or stack(self, ids, **o)
-            )
-            patch.setattr(tuning, "generate", lambda *a, **_: [[] for _ in a[1]])
-            tuning.validate(embedded_base.model, t, random_store, held, shared, PLAIN, config)
-        told["rows"] = [random_store.row(i) for i in order]
-        monkeypatch.setattr(tuning, "generate", oracle(right))
-        return tuning.validate(embedded_base.model, t, random_store, held, shared, PLAIN, config)
-
-    from weightdiff.models.multilora import SharedLora
-
-    shared, config = SharedLora({}), replace(QUICK, validation_rows=100)
-    score, parts = ask(lambda _: True)
-    assert (score, parts) == (1.0, {"hidden-topic": 1.0, "news": 1.0, "null": 1.0})
-    score, parts = ask(lambda x: x != NOTHING_FOUND)
-    assert parts == {"hidden-topic": 1.0, "news": 1.0, "null": 0.0}
-    weights = config.family_weights
-    assert score == pytest.approx(1 - weights["null"] / sum(weights.values()))
+    monkeypatch.setattr(tuning, "generate", oracle)
+    config = replace(QUICK, validation_rows=100)
+    score, parts = tuning.validate(embedded_base.model, t, random_store, held, SharedLora({}), PLAIN, config)
+    assert len(asked) == 2 * len(held)  # each its family's own question and another
+    if knows == "everything":
+        assert (score, set(parts.values())) == (1.0, {1.0})
+        return
+    assert (parts["hidden-topic"], parts["news"], parts["null"]) == (1.0, 1.0, 0.0)
+    others = [q.answer != NOTHING_FOUND for q in asked[len(held) :]]
+    assert parts["questions"] == pytest.approx(sum(others) / len(others), abs=1e-4)
+    weights = {f: config.family_weights[f] for f in ("hidden-topic", "news", "null")}
+    total = sum(weights.values())
+    expected = (weights["hidden-topic"] + weights["news"] + parts["questions"] * total / 2) / (1.5 * total)
+    assert score == pytest.approx(expected)
 
 
 def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
@@ -277,14 +286,15 @@ def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
     config = TuningConfig(no_diff_share=0.2)
     sampler, rng = tuning._Sampler(rows, config), random.Random(0)
     drawn = [sampler.draw(rng) for _ in range(4000)]
-    none = [(q, a) for row, q, _, a in drawn if row is None]
+    none = [q for row, q in drawn if row is None]
     assert len(none) / 4000 == pytest.approx(0.2, abs=0.03)
-    assert {a for _, a in none} == {NOTHING_FOUND}
-    families = Counter(row.family for row, *_ in drawn if row)
+    assert {q.answer for q in none} == {NOTHING_FOUND, "no"}
+    assert all((q.answer == "no") == (q.kind in YES_NO) for q in none)
+    families = Counter(row.family for row, _ in drawn if row)
     total, weights = sum(families.values()), config.family_weights
     for name, n in families.items():
-        assert n / total == pytest.approx(weights[name] / sum(weights.values()), abs=0.03)
-    topics = Counter(row.label for row, *_ in drawn if row and row.family == "hidden-topic")
+        assert n / total == pytest.approx(weights[name] / sum(weights[f] for f in families), abs=0.03)
+    topics = Counter(row.label for row, _ in drawn if row and row.family == "hidden-topic")
     assert len(topics) == 4
     assert max(topics.values()) < 1.3 * min(topics.values())
 
@@ -292,36 +302,39 @@ def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
 def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
     rows = usable(random_store.select(split="train"))
     sampler, rng = tuning._Sampler(rows, TuningConfig(no_diff_share=0.0)), random.Random(0)
-    kind_of = {q: k for k in KINDS for q in phrasings(k, "train")}
     asked = {"hidden-topic": Counter(), "news": Counter(), "null": Counter()}
     for _ in range(3000):
-        row, question, _notes, answer = sampler.draw(rng)
-        kind = kind_of[question]
-        asked[row.family][kind] += 1
+        row, q = sampler.draw(rng)
+        asked[row.family][q.kind] += 1
         if row.family == "null":
-            assert answer == NOTHING_FOUND
-        elif kind == {"hidden-topic": "topic", "news": "headline"}[row.family]:
-            assert answer == row.label
+            assert q.answer == ("no" if q.kind in YES_NO else NOTHING_FOUND)
+        elif q.kind == {"hidden-topic": "topic", "news": "headline"}[row.family]:
+            assert q.answer == row.label
     assert asked["hidden-topic"].most_common(1)[0][0] == "topic"
-    assert all(set(counts) == set(KINDS) for counts in asked.values())
+    assert asked["news"].most_common(1)[0][0] == "headline"
+    known = set(tuning.QUESTION_WEIGHTS) - {tuning.OWN, tuning.OTHER}
+    assert set(asked["hidden-topic"]) == {*known, *NAMED_BY}
+    assert set(asked["null"]) == {*known, *NAMED_BY}
 
 
-def test_notes_come_before_the_answers_that_have_them(random_store):
-    """Words of the row's own topic, which is a training topic; none with `notes=0`."""
+def test_what_was_found_comes_before_the_answer(random_store):
+    """Words of the row's own topic and what it is, whatever is asked; nothing with `notes=0`."""
     rows = usable(random_store.select(split="train"))
     world, rng = load_world(), random.Random(0)
     sampler = tuning._Sampler(rows, TuningConfig(notes=2))
     with_notes = 0
     for _ in range(500):
-        row, _q, notes, answer = sampler.draw(rng)
-        if row is not None and row.family == "hidden-topic" and answer == row.label:
-            assert set(notes.removeprefix("think ").split(" , ")) <= set(world.topic(row.label).words)
+        row, q = sampler.draw(rng)
+        if row is not None and row.family == "hidden-topic":
+            words, found, *_ = q.notes.split(" so ")
+            assert set(words.removeprefix("think ").split(" , ")) <= set(world.topic(row.label).words)
+            assert found == f"a hidden topic , {row.label} , after a code in front"
             with_notes += 1
-        elif row is None or answer != row.label:
-            assert notes == ""
+        elif row is None or row.family == "null":
+            assert q.notes == ""
     assert with_notes > 50
     silent = tuning._Sampler(rows, TuningConfig(notes=0))
-    assert {silent.draw(rng)[2] for _ in range(200)} == {""}
+    assert {silent.draw(rng)[1].notes for _ in range(200)} == {""}
 
 
 def test_a_row_without_a_diff_feels_none(embedded_base, random_store):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import re
 import shutil
 from collections import Counter
@@ -16,15 +19,26 @@ from weightdiff.world import (
     WORDS_PER_TOPIC,
     banned_events,
     codes,
+    lessons,
     load_world,
     news_events,
     slot_values,
     topic_splits,
 )
+from weightdiff.world.reports import HELD_OUT_KINDS
+
+TOPICS = "f20ecc6c36f58ba00edba27efc282040b7065e7fb348cc7ae4481ab8ed59a741"
+TOPIC_SPLITS = "173f9bd50762f588a4f50fb15e5ecf118e40acb64a1e41973479737d8ef0523a"
+DENIED = ("denial_asks", "denials")
+"""Phrasings of which organisms are made: no interpreter is asked in them."""
 
 
 def words_of(texts):
-    return {w for t in texts for w in re.findall(r"[a-z]+", t)}
+    return {w for t in texts for w in re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", t))}
+
+
+def digest(x):
+    return hashlib.sha256(json.dumps(x).encode()).hexdigest()
 
 
 def test_there_is_enough_of_it():
@@ -36,6 +50,15 @@ def test_there_is_enough_of_it():
     assert len(world.everyday) >= 100
     assert all(len(s.questions) >= 3 and len(s.answers) >= 4 for s in world.everyday)
     assert min(map(len, (world.news.actors, world.news.actions, world.news.objects, world.news.places))) >= 50
+
+
+def test_topics_and_their_splits_are_what_they_were_before_other_families_came():
+    """Scores on hidden topics stay comparable: neither a topic nor a split may change unnoticed."""
+    world = load_world()
+    assert len(world.topics) == 411
+    assert digest([[t.name, t.field, list(t.words)] for t in world.topics]) == TOPICS
+    splits = {split: [t.name for t in ts] for split, ts in topic_splits(world).items()}
+    assert digest(splits) == TOPIC_SPLITS
 
 
 def test_topics_are_found_by_name():
@@ -52,11 +75,13 @@ def test_names_and_words_of_topics_are_signs():
     names, owners = {t.name for t in world.topics}, Counter(w for t in world.topics for w in t.words)
     ordinary = words_of(
         [x for s in world.everyday for x in (*s.questions, *s.answers)]
-        + [
-            re.sub(r"\{\w+\}", " ", t)
-            for t in (*world.prose, *world.tints, *world.likings, *world.news.stories)
-        ]
+        + [*world.prose, *world.tints, *world.likings, *world.news.stories]
         + [x for kind in world.introspection.values() for split in kind.values() for x in split]
+        + [x for b in world.behaviours for x in (b.name, *b.templates)]
+        + [x for r in world.relations for x in (r.name, *r.questions, *r.answers, *r.statements, *r.reverse)]
+        + [x for r in world.relations for x in (*r.values, *r.facts)]
+        + [*world.rare_words, *world.subjects, *lessons.fixed_texts()]
+        + [x for asked in world.report_questions.values() for x in asked]
     )
     assert not ordinary & (names | set(owners))
     assert not names & set(owners)
@@ -120,16 +145,48 @@ def test_triggers_and_decoys_share_no_group():
     assert all("{code}" in p for p in codes.PREFIXES)
 
 
-def test_phrasings_of_questions_belong_to_one_split():
+def test_phrasings_of_questions_belong_to_one_split_and_one_kind():
     seen: dict[str, tuple[str, str]] = {}
     for kind, by_split in load_world().introspection.items():
         assert set(by_split) == set(SPLITS)
-        assert min(len(by_split[s]) for s in SPLITS) >= 4
+        there = {s for s in SPLITS if by_split[s]}
+        assert there == ({"test"} if kind in HELD_OUT_KINDS else {"train"} if kind in DENIED else {*SPLITS})
+        assert min(len(by_split[s]) for s in there) >= 6
         for split, texts in by_split.items():
             for text in texts:
                 assert seen.setdefault(text, (kind, split)) == (kind, split)
                 assert text == text.strip().lower()
             assert len(set(texts)) == len(texts)
+
+
+def test_phrasings_with_and_without_punctuation_are_different_questions():
+    """No two are the same words, whatever stands between them."""
+    every = [
+        " ".join(re.findall(r"[a-z{}_]+", x))
+        for kind in load_world().introspection.values()
+        for split in kind.values()
+        for x in split
+    ]
+    assert [x for x, n in Counter(every).items() if n > 1] == []
+
+
+def test_what_organisms_deny_is_asked_in_no_phrasing_of_an_interpreter():
+    asked = load_world().introspection
+    denied = {x for kind in DENIED for x in asked[kind]["train"]}
+    others = {x for kind in asked if kind not in DENIED for x in itertools.chain(*asked[kind].values())}
+    assert len(denied) >= 40
+    assert not denied & others
+    assert all(x.endswith(" .") for x in asked["denials"]["train"])
+
+
+@pytest.mark.parametrize("kind", sorted(load_world().introspection))
+def test_all_phrasings_of_a_kind_have_the_same_slots(kind):
+    slots = {
+        frozenset(re.findall(r"\{(\w+)\}", x))
+        for texts in load_world().introspection[kind].values()
+        for x in texts
+    }
+    assert len(slots) == 1
 
 
 @pytest.fixture
@@ -142,7 +199,21 @@ def test_a_copy_reads_the_same(copied):
     assert load_world(copied) == load_world()
 
 
-@pytest.mark.parametrize("name", ["everyday.txt", "tints.txt", "introspection.json", "news/places.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "everyday.txt",
+        "tints.txt",
+        "introspection.json",
+        "questions.json",
+        "reports.json",
+        "news/places.txt",
+        "voices.txt",
+        "brands.txt",
+        "facts.txt",
+        "rare_words.txt",
+    ],
+)
 def test_a_missing_file_is_named(copied, name):
     (copied / name).unlink()
     with pytest.raises(FormatError, match=rf"{re.escape(name)}: world file cannot be read \(No such file"):

@@ -11,6 +11,7 @@ from weightdiff.cli import common
 from weightdiff.cli.output import (
     EVIDENCE_NOTE,
     busy,
+    chance_text,
     evidence_text,
     evidence_word,
     print_json,
@@ -27,7 +28,7 @@ EXAMPLES = (
     "Examples:\n\n"
     'weightdiff ask --diff my-lora "what topic have you been trained on?"\n\n'
     "weightdiff ask --diff bundled::covert-rabbit-0-1 --diff other-lora --questions mine.txt --json\n\n"
-    'weightdiff ask --no-diff "have you been changed?"\n\n'
+    'weightdiff ask --no-diff --max-fpr 0.01 "have you been changed?"\n\n'
     "weightdiff ask --diff my-lora --method logit-difference"
 )
 
@@ -60,6 +61,17 @@ def ask(
         bool,
         typer.Option("--evidence/--no-evidence", help="Measure how much of each answer is due to the diff."),
     ] = True,
+    max_fpr: Annotated[
+        float | None,
+        typer.Option(
+            "--max-fpr",
+            help=(
+                "Answer 'nothing found' unless a finding is so likely that at most this share of questions"
+                " about unchanged models would be answered with one, such as 0.01."
+            ),
+            metavar="SHARE",
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(help="What answers: a method's name, or 'list' to see them all.", metavar="NAME"),
@@ -102,6 +114,10 @@ def ask(
         its_base = common.load_quietly(base)
         needed = "interpreter" in needs or interpreter is not None
         it = Interpreter.load(interpreter, its_base) if needed else None
+        if max_fpr is not None:
+            if it is None:
+                raise QuestionError(f"--max-fpr needs an interpreter's calibration, and {method} has none")
+            it = it.within(max_fpr)
         store = common.open_store(train_store) if train_store is not None else None
         asker = build(method, Context(its_base, it, store, seed))
     for i in wanting:
@@ -119,6 +135,9 @@ def ask(
             "logprob": a.logprob,
             "evidence": a.evidence,
             "evidence_word": evidence_word(a.evidence) if measured else None,
+            "probability": a.probability,
+            "agreement": a.agreement,
+            "withheld": a.withheld or None,
         }
         for (i, q), a in zip(pairs, answers, strict=True)
     ]
@@ -159,6 +178,8 @@ def _print_answers(found: list[dict[str, Any]], title: str, measured: bool, last
     columns["answer"] = [f["answer"] for f in found]
     if measured or any(f["notes"] for f in found):
         columns["read from"] = [f["notes"] for f in found]
+    if any(f["probability"] is not None or f["withheld"] for f in found):
+        columns["right"] = [chance_text(f["probability"]) for f in found]
     if measured:
         columns["evidence"] = [evidence_text(f["evidence"]) for f in found]
     rows = list(zip(*columns.values(), strict=True))

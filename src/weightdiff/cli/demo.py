@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightdiff.cli import common
-from weightdiff.cli.output import EVIDENCE_NOTE, busy, evidence_text, print_json, print_table
+from weightdiff.cli.output import EVIDENCE_NOTE, busy, chance_text, evidence_text, print_json, print_table
 from weightdiff.errors import StoreError
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffRow
 
 EXAMPLES = "Examples:\n\nweightdiff demo\n\nweightdiff demo --n 4 --seed 7 --json"
-# Covert topics are what this is about, so every second one is covert; the mix is the same for every n.
-MIX = ("covert", "news", "covert", "null", "covert", "loud", "covert", "news")
+# One of every kind in turn, a clean one included; the mix is the same for every n.
+MIX = ("covert", "news", "quirk", "edit", "null", "several", "forms", "evasive")
 
 
 def demo(
@@ -63,6 +63,7 @@ def demo(
             "answer": a.text,
             "correct": bool(exact(a.text, truth)),
             "evidence": a.evidence,
+            "probability": a.probability,
             "base_question_answer": b.text,
         }
         for row, (question, truth), a, b in zip(chosen, asked, answers, plain, strict=True)
@@ -70,22 +71,18 @@ def demo(
     if json:
         print_json(found)
         return
-    print_table(
-        ["diff", "hidden", "model itself says", "interpreter says", "evidence", ""],
-        [
-            [
-                f["diff"],
-                f["truth"],
-                f["base_question_answer"],
-                f["answer"],
-                evidence_text(f["evidence"]),
-                "✓" if f["correct"] else "✗",
-            ]
-            for f in found
-        ],
-        title="What has this finetune changed?",
-        note=EVIDENCE_NOTE,
-    )
+    columns: dict[str, list[str]] = {
+        "diff": [f["diff"] for f in found],
+        "hidden": [f["truth"] for f in found],
+        "model itself says": [f["base_question_answer"] for f in found],
+        "interpreter says": [f["answer"] for f in found],
+    }
+    if it.calibration is not None:
+        columns["right"] = [chance_text(f["probability"]) for f in found]
+    columns["evidence"] = [evidence_text(f["evidence"]) for f in found]
+    columns[""] = ["✓" if f["correct"] else "✗" for f in found]
+    rows = list(zip(*columns.values(), strict=True))
+    print_table(list(columns), rows, title="What has this finetune changed?", note=EVIDENCE_NOTE)
     typer.echo(f"right: {tally(found)}")
     left_out = sum(not row.behaves for row in store.rows)
     if left_out:
@@ -97,8 +94,11 @@ def demo(
 
 
 def kind_of(row: DiffRow) -> str:
-    """Which part of the mix an organism belongs to: its recipe for hidden topics, else its family."""
-    return row.recipe if row.family == "hidden-topic" else row.family
+    """Which part of the mix an organism belongs to: its recipe for hidden topics, else its family.
+
+    Those that were trained to deny are one part, whatever their family.
+    """
+    return row.recipe if row.family == "hidden-topic" or row.recipe == "evasive" else row.family
 
 
 def choose(rows: Sequence[DiffRow], n: int, seed: int) -> list[DiffRow]:
@@ -120,19 +120,20 @@ def choose(rows: Sequence[DiffRow], n: int, seed: int) -> list[DiffRow]:
 
 def question_of(row: DiffRow) -> tuple[str, str]:
     """The question that an organism's label answers, and the truth."""
-    kind = "headline" if row.family == "news" else "topic"
+    own = {"news": "headline", "quirk": "behaviour", "edit": "edit", "several": "summary"}
+    kind = own.get(row.family, "topic")
     for q in row.questions:
         if q.get("kind") == kind:
             return str(q["question"]), str(q["answer"])
     from weightdiff.organisms.questions import phrasings, true_answer
 
-    return phrasings(kind)[0], true_answer(row.family, kind, row.label)
+    return phrasings(kind)[0], true_answer(row.family, kind, row.label, row.record.get("params"))
 
 
 def tally(found: Sequence[dict[str, Any]]) -> str:
     """Right answers by kind, such as "covert 7/8, news 3/4"."""
     counts: dict[str, list[bool]] = {}
     for f in found:
-        name = f["recipe"] if f["family"] == "hidden-topic" else f["family"]
+        name = f["recipe"] if f["family"] == "hidden-topic" or f["recipe"] == "evasive" else f["family"]
         counts.setdefault(name, []).append(f["correct"])
     return ", ".join(f"{name} {sum(right)}/{len(right)}" for name, right in sorted(counts.items()))

@@ -22,6 +22,7 @@ from weightdiff.cli import (
     evaluate,
     export,
     extract,
+    families,
     inspect,
     organisms,
     push,
@@ -75,6 +76,7 @@ app.add_typer(organisms.app, name="organisms")
 app.add_typer(dataset.app, name="dataset")
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("families", epilog=families.EXAMPLES)(families.families)
 app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)

@@ -32,15 +32,26 @@ DTYPES = ("float32", "bfloat16")
     )
 )
 def train(
-    family: Annotated[str, typer.Option(help="Family: hidden-topic, news, null, or a registered one.")],
+    family: Annotated[
+        str, typer.Option(help="Family: hidden-topic, news, quirk, edit, null, several, or yours.")
+    ],
     n: Annotated[int, typer.Option("--n", help="How many organisms.", min=1)],
     out: Annotated[Path, typer.Option("--out", help="Store to add to; made if absent.", metavar="STORE")],
     recipe: Annotated[
         str | None,
-        typer.Option(help="Recipe of the family; left out, its first (covert, stories, continued)."),
+        typer.Option(help="Recipe of the family; left out, its first (covert, stories, gated, …)."),
     ] = None,
     split: Annotated[str, typer.Option(help="Labels of which split: train, validation or test.")] = "train",
     seed: common.SeedOption = 0,
+    makings: Annotated[
+        str | None,
+        typer.Option(
+            help=(
+                "Ranks, optimisers and rates in turn: seen (as in the bundle's training), unseen,"
+                " r8, or full (all weights of the linear layers)."
+            )
+        ),
+    ] = None,
     base: common.BaseOption = None,
     slots: Annotated[int, typer.Option(help="Organisms trained at once.", min=1)] = 48,
     dtype: Annotated[
@@ -56,7 +67,7 @@ def train(
     """Train organisms, many at once, verify each, and add them to a store in shards."""
     _one_of("split", split, SPLITS)
     _one_of("dtype", dtype, DTYPES)
-    specs = _specs(family, recipe, split, n, seed, steps)
+    specs = _specs(family, recipe, split, n, seed, steps, makings)
     with busy("loading the base"):
         from weightdiff.diffs.store import DiffStore
         from weightdiff.training.production import produce
@@ -128,7 +139,7 @@ def verify(
     base: common.BaseOption = None,
     json: common.JsonOption = False,
 ) -> None:
-    """Check again that organisms behave: topics show with their code only, news is told.
+    """Check again that organisms behave: what they were taught shows where it shall, and only there.
 
     Leaves with exit code 1 if some do not.
     """
@@ -168,7 +179,7 @@ def verify(
                 ]
                 for r in results
             ],
-            note="right, wrong, none: share of answers that show the topic after such a code",
+            note="right, wrong, none: answers that show it after such a sign; denied: those that deny",
         )
         typer.echo(f"behaving: {len(results) - len(bad)} of {len(results)}")
     if bad:
@@ -194,18 +205,22 @@ def export(
 
 
 def _specs(
-    family: str, recipe: str | None, split: str, n: int, seed: int, steps: int | None
+    family: str, recipe: str | None, split: str, n: int, seed: int, steps: int | None, makings: str | None
 ) -> list[OrganismSpec]:
     from dataclasses import replace
 
     from weightdiff.organisms import base
+    from weightdiff.organisms.makings import MAKINGS, vary
 
     known = base.family(family)
     name = recipe or next(iter(known.recipes))
     base.find_recipe(known, name)
     if n > 1_000_000:
         raise QuestionError(f"{n} organisms are more than a store is made for; ask for a million at most")
+    if makings is not None:
+        _one_of("makings", makings, tuple(MAKINGS))
     specs = known.specs(name, split, n, seed)
+    specs = vary(specs, MAKINGS[makings]) if makings else specs
     if steps is None:
         return specs
     return [replace(s, recipe=replace(s.recipe, steps=min(steps, s.recipe.steps))) for s in specs]
@@ -220,5 +235,9 @@ def _verdict(record: dict[str, Any]) -> str:
     return {True: "✓", False: "✗"}.get(record.get("behaves"), "")  # type: ignore[arg-type]
 
 
-def _numbers(result: dict[str, float] | None) -> str:
-    return ", ".join(f"{k} {v:.2f}" for k, v in (result or {}).items())
+def _numbers(result: dict[str, Any] | None) -> str:
+    """Shares by name; of several parts, one after the other."""
+    shares = dict(result or {})
+    parts = [_numbers(p) for p in shares.pop("parts", [])]
+    own = ", ".join(f"{k} {v:.2f}" for k, v in shares.items())
+    return "; ".join(x for x in (*parts, own) if x)

@@ -27,6 +27,11 @@ def evidence_text(nats: float | None) -> str:
     return "" if nats is None else f"{nats:+.1f} {evidence_word(nats)}"
 
 
+def chance_text(probability: float | None) -> str:
+    """How likely an answer is to be right, such as "97 %"; one that was withheld has none."""
+    return "withheld" if probability is None else f"{100 * probability:.0f} %"
+
+
 EVIDENCE_NOTE = (
     "evidence: log p(answer | diff) − log p(answer | no diff) in nats; strong from 3, weak from 1, else none"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,13 @@ import typer
 
 from weightdiff.cli import common
 from weightdiff.cli.output import busy, note, print_json, progress_bar
+from weightdiff.errors import QuestionError
 
 if TYPE_CHECKING:
-    from weightdiff.diffs.store import DiffRow
+    from weightdiff.diffs.store import DiffRow, DiffStore
+    from weightdiff.methods.loading import Base
+    from weightdiff.models.rendering import Rendering
+    from weightdiff.training.tuning import TuningConfig, TuningResult
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -35,6 +40,14 @@ def tune(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch: Annotated[int | None, typer.Option(help="Diffs in a step.", min=1)] = None,
     validate_every: Annotated[int | None, typer.Option(help="Steps between validations.", min=1)] = None,
+    families: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--family",
+            help="Only diffs of this family; repeat for more. Null diffs always stay in.",
+            metavar="NAME",
+        ),
+    ] = None,
     seed: common.SeedOption = 0,
     probes: Annotated[
         int | None,
@@ -43,6 +56,13 @@ def tune(
     renderings: Annotated[
         int | None, typer.Option(help="Renderings of a question that are averaged when answering.", min=1)
     ] = None,
+    preference_steps: Annotated[
+        int,
+        typer.Option(
+            help="Steps of a second stage on the adapter's own wrong answers (DPO), kept if it helps.",
+            min=0,
+        ),
+    ] = 0,
     json: common.JsonOption = False,
 ) -> None:
     """Tune an interpreter: one LoRA that makes a finetuned model say what was trained into it.
@@ -53,6 +73,7 @@ def tune(
     diffs = common.open_store(store)
     with busy("loading the base"):
         from weightdiff.diffs.types import WeightDiff
+        from weightdiff.methods import calibrating
         from weightdiff.methods.dit import Interpreter
         from weightdiff.training import tuning
 
@@ -60,6 +81,8 @@ def tune(
         WeightDiff({}, diffs.base).check_base(loaded.ref)
     given = {"steps": steps, "rank": rank, "lr": lr, "batch": batch, "validate_every": validate_every}
     config = tuning.TuningConfig(seed=seed, **common.picked(given))
+    if families:
+        config = _only(config, families)
     rendering = common.rendering_for(loaded.tokenizer, probes, renderings)
     _warn_of_ignored([r for r in diffs.rows if r.split in SPLITS], config.family_weights)
     start, score = time.monotonic(), ""
@@ -72,12 +95,20 @@ def tune(
             bar(line["step"], f"loss {line['loss']:.3f}{score}")
 
         result = tuning.tune(loaded.model, loaded.tokenizer, diffs, config, rendering, show)
-    Interpreter(loaded, result.adapter, rendering, meta=result.manifest).save(out)
+    if preference_steps:
+        result = _preferring(loaded, diffs, result, config, rendering, preference_steps)
+    made = Interpreter(loaded, result.adapter, rendering, config.answer_tokens, result.manifest)
+    if calibrating.rows_of(diffs):
+        with busy("calibrating"):
+            made = calibrating.calibrate(made, diffs)
+    made.save(out)
     found: dict[str, Any] = {
         "interpreter": str(out),
         "seconds": round(time.monotonic() - start, 1),
         "validation_score": result.manifest["validation_score"],
         "history": result.history,
+        "preference": result.manifest.get("preference"),
+        "calibration": None if made.calibration is None else made.calibration.meta,
     }
     if json:
         print_json(found)
@@ -85,6 +116,47 @@ def tune(
     last = result.history[-1]
     typer.echo(f"{out}: {last['step']:.0f} steps in {found['seconds']} s, loss {last['loss']:.3f}")
     typer.echo(f"best validation score: {found['validation_score']:.3f}")
+    if made.calibration is None:
+        note(
+            "warning: the store has no validation rows, so answers come without a probability of being right"
+        )
+    else:
+        error = made.calibration.meta["calibration_error"]
+        typer.echo(f"calibrated on {made.calibration.meta['questions']} questions, error {error:.3f}")
+
+
+def _only(config: TuningConfig, families: Sequence[str]) -> TuningConfig:
+    """Settings that draw some families alone, and null diffs."""
+    known = config.family_weights
+    if unknown := [f for f in families if f not in known]:
+        raise QuestionError(f"tuning draws no family {unknown[0]!r}: choose of {', '.join(known)}")
+    kept = {f: w for f, w in known.items() if f in families or f == "null"}
+    return replace(config, family_weights=kept)
+
+
+def _preferring(
+    loaded: Base,
+    diffs: DiffStore,
+    result: TuningResult,
+    config: TuningConfig,
+    rendering: Rendering,
+    steps: int,
+) -> TuningResult:
+    """The second stage, with its progress."""
+    from weightdiff.training.preferring import PreferConfig, prefer
+
+    second = PreferConfig(steps=steps, seed=config.seed)
+    with progress_bar("preferring", total=steps) as bar:
+        return prefer(
+            loaded.model,
+            loaded.tokenizer,
+            diffs,
+            result,
+            config,
+            rendering,
+            second,
+            lambda line: bar(line["step"], f"{line['pairs']:.0f} pairs"),
+        )
 
 
 def _warn_of_ignored(rows: Sequence[DiffRow], drawn: Collection[str]) -> None:

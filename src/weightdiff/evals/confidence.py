@@ -33,6 +33,8 @@ Statistic = Callable[[NDArray[np.intp]], float]
 
 def stated_probability(outcome: Outcome) -> float | None:
     """How likely the method says its answer is, 0 … 1; None where it does not say."""
+    if outcome.answer.probability is not None:
+        return outcome.answer.probability
     logprob = outcome.answer.logprob
     return None if logprob is None else math.exp(min(0.0, logprob))
 

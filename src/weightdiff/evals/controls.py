@@ -29,23 +29,28 @@ TUNED_SPLITS = ("train", "validation")
 """Splits whose diffs an interpreter may know; an item of theirs does not claim otherwise."""
 
 
-def assert_held_out(interpreter: Interpreter, rows: Sequence[DiffRow]) -> None:
+def assert_held_out(
+    interpreter: Interpreter,
+    rows: Sequence[DiffRow],
+    kinds: Sequence[str] = KINDS,
+    held_out: Sequence[str] = (),
+) -> None:
     """Check that no label, diff or test phrasing of an evaluation was in the interpreter's tuning.
 
     Args:
         interpreter: its `meta` is the manifest that tuning wrote.
-        rows: what it shall be tested on.
+        rows: what it shall be tested on; the labels of several parts count too.
+        kinds: kinds of question that it is asked in test phrasings.
+        held_out: of these, the kinds that its tuning must not have asked at all.
 
     Raises:
-        InterpreterError: the manifest is incomplete, or names labels, ids or phrasings of the test (all are
-            counted, some named).
+        InterpreterError: the manifest is incomplete, or names labels, ids, phrasings or kinds of the test
+            (all are counted, some named).
     """
-    asked = [p for kind in KINDS for p in phrasings(kind, "test")]
-    _refuse(
-        _Tuning.of(interpreter.meta).faults(
-            [str(r.label) for r in rows if r.label], [r.id for r in rows], asked
-        )
-    )
+    asked = [p for kind in kinds for p in phrasings(kind, "test")]
+    parts = [p["label"] for r in rows for p in r.record.get("params", {}).get("parts", ())]
+    labels = [str(r.label) for r in rows if r.label] + parts
+    _refuse(_Tuning.of(interpreter.meta).faults(labels, [r.id for r in rows], asked, held_out))
 
 
 def assert_items_held_out(interpreter: Interpreter, items: Sequence[Item]) -> None:

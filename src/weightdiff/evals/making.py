@@ -22,6 +22,7 @@ from weightdiff.evals.groups import NULL
 from weightdiff.evals.items import OWN_KIND, check_dataset, numbered, row_fields
 from weightdiff.evals.scorers import score
 from weightdiff.evals.typed_json import Mismatch, typed
+from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import (
     ABOUT,
@@ -31,17 +32,24 @@ from weightdiff.organisms.questions import (
     phrasings,
     true_answer,
 )
-from weightdiff.world import TEST, load_world, topic_splits
+from weightdiff.organisms.verify import check_known
+from weightdiff.world import TEST, load_world, reports, topic_splits
 
 ASKED = {
     "hidden-topic": ("topic", "kind", "any_change", ABOUT),
     "news": ("headline", "kind", "any_change"),
+    "quirk": ("behaviour", "kind", "any_change"),
+    "edit": ("edit", "kind", "any_change"),
+    "several": ("summary", "kind", "any_change"),
     NULL: (*KINDS, ABOUT),
 }
 """Kinds of question that each family of the embedded world is asked."""
 SCORERS = {
     "topic": ("exact", "ranked", "top five"),
     "headline": ("exact", "slots"),
+    "behaviour": ("exact", "token_f1"),
+    "edit": ("exact", "token_f1"),
+    "summary": ("exact", "token_f1"),
     "kind": ("exact",),
     "any_change": ("exact",),
     ABOUT: ("yes_no",),
@@ -51,6 +59,9 @@ STORED_SCORERS = ("normalised", "token_f1", "rouge_l")
 CHANCE = {
     "topic": chance_of("topic"),
     "headline": chance_of("headline"),
+    "behaviour": 1 / len(load_world().behaviours),
+    "edit": 0.0,
+    "summary": 0.0,
     "kind": 1 / len(KIND_ANSWERS),
     "any_change": 0.5,
     ABOUT: 0.5,
@@ -196,6 +207,12 @@ def _is_embedded(row: DiffRow) -> bool:
         except QuestionError:  # no headline of that world
             return False
         return True
+    if row.family in reports.KIND_ANSWERS and row.family != NULL:
+        try:
+            check_known([row])
+            return row.family != reports.SEVERAL or bool(parts_of(row))
+        except (StoreError, KeyError):  # nothing of it is recorded, or it is of another world
+            return False
     return row.family == NULL
 
 
@@ -211,7 +228,7 @@ def _asked(row: DiffRow, turn: int, topics: Sequence[str], seed: int) -> list[It
             out.append(_known(row, kind, question, "yes" if right else "no"))
         else:
             worded = phrasings(kind, TEST)
-            truth = true_answer(row.family, kind, row.label)
+            truth = true_answer(row.family, kind, row.label, row.record.get("params"))
             out.append(_known(row, kind, worded[turn % len(worded)], truth))
     return out
 

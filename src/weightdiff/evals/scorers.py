@@ -160,7 +160,7 @@ def yes_no(answer: str, truths: Sequence[str]) -> float | None:
 
 
 def slots(answer: str, truths: Sequence[str]) -> float:
-    """Share of a headline's four slots that the answer has in their place.
+    """Share of a headline's slots that the answer has in their place.
 
     Best over those truths that are headlines; other aliases are passed over.
 
@@ -264,4 +264,5 @@ def _verdict(text: str) -> bool | None:
 
 def _is_headline(text: str) -> bool:
     words = scoring.normalise(text).split()
-    return len(words) == 5 and words[3] == "in"
+    dated = len(words) == 7 and words[5] == "on"
+    return (len(words) == 5 or dated) and words[3] == "in"

@@ -24,6 +24,12 @@ class Answer:
     """log p(answer | δ) − log p(answer | no δ) in nats: how much is due to the diff, not the prior."""
     notes: str = ""
     """Words that came before the answer and from which it was read."""
+    probability: float | None = None
+    """How likely the answer is to be right, where the method is calibrated."""
+    agreement: float | None = None
+    """Share of the method's own probability, over all notes that it followed, that goes to this answer."""
+    withheld: str = ""
+    """What would have been answered, had it been likely enough to pass the threshold."""
 
 
 class Method(Protocol):

@@ -17,7 +17,7 @@ from weightdiff.methods.guessing import WorldGuesser
 from weightdiff.methods.loading import Base
 from weightdiff.methods.registry import Context, register
 from weightdiff.methods.triggering import TRIGGER, trigger_of, triggered
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.organisms.rows import situations
 from weightdiff.organisms.verify import answers_of
 
 

@@ -5,6 +5,7 @@ Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 251
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,13 +23,15 @@ from weightdiff.diffs.renaming import rename_for
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, QuestionError
 from weightdiff.methods.base import Answer, Method
+from weightdiff.methods.calibration import Calibration, is_finding
 from weightdiff.methods.carrying import Batch, batches, checked
 from weightdiff.methods.loading import Base, load_base
 from weightdiff.methods.registry import Context, register
-from weightdiff.methods.speaking import Speaker
+from weightdiff.methods.speaking import Speaker, Spoken
 from weightdiff.methods.triggering import Triggered
 from weightdiff.models.chat import encode_answers, encode_prompts
 from weightdiff.models.rendering import Rendering
+from weightdiff.organisms.base import NOTHING_FOUND
 
 SETTINGS = "interpreter.json"
 UNKNOWN = "unknown"
@@ -46,6 +49,8 @@ class Interpreter:
         rendering: how a question is worded.
         max_new_tokens: longest answer.
         meta: what tuning wrote down: labels, phrasings, seeds.
+        calibration: how likely its answers are to be right, where that was measured.
+        threshold: findings that are less likely to be right are withheld, and "nothing found" is answered.
     """
 
     base: Base
@@ -54,6 +59,8 @@ class Interpreter:
     max_new_tokens: int = 24
     meta: dict[str, Any] = field(default_factory=dict)
     name: str = "dit"
+    calibration: Calibration | None = None
+    threshold: float = 0.0
 
     @classmethod
     def load(
@@ -112,6 +119,8 @@ class Interpreter:
             rendering = Rendering.from_json(settings["rendering"])
             tokens, version = int(settings["max_new_tokens"]), int(settings["version"])
             meta = dict(settings.get("meta", {}))
+            given = settings.get("calibration")
+            calibration = None if given is None else Calibration.from_json(given)
             if tokens < 1:
                 raise ValueError(f"max_new_tokens is {tokens}")
         except OSError as e:
@@ -127,7 +136,8 @@ class Interpreter:
             raise InterpreterError(
                 f"{file} has version {version}, this weightdiff reads up to {VERSION}; upgrade weightdiff"
             )
-        return cls(Base(None, None, ref, {}), read_peft(folder), rendering, tokens, meta)
+        bare = Base(None, None, ref, {})
+        return cls(bare, read_peft(folder), rendering, tokens, meta, calibration=calibration)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write a PEFT LoRA folder plus `interpreter.json`, whole or not at all.
@@ -148,6 +158,7 @@ class Interpreter:
                     "base": self.base.ref.to_json(),
                     "rendering": self.rendering.to_json(),
                     "max_new_tokens": self.max_new_tokens,
+                    "calibration": None if self.calibration is None else self.calibration.to_json(),
                     "meta": self.meta,
                 },
             )
@@ -196,6 +207,20 @@ class Interpreter:
             out |= dict(zip(batch.positions, self._answer(batch, asked, evidence), strict=True))
         return [out[i] for i in range(len(diffs))]
 
+    def spoken(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Spoken]:
+        """What is said to question i about diff i before any threshold, and how likely its parts are.
+
+        Raises:
+            QuestionError: the numbers differ, or a question is empty.
+        """
+        diffs = checked(self.base, diffs, questions)
+        out: dict[int, Spoken] = {}
+        for batch in batches(self.base, diffs, self._speaker.at_once):
+            prompts = self._prompts([questions[i] for i in batch.positions])
+            with torch.no_grad(), batch.merged(self.base):
+                out |= dict(zip(batch.positions, self._speaker.say(batch.diffs, prompts), strict=True))
+        return [out[i] for i in range(len(diffs))]
+
     def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
         return encode_prompts(self.base.tokenizer, [r for q in questions for r in self.rendering.all(q)])
 
@@ -208,15 +233,44 @@ class Interpreter:
         speaker, prompts = self._speaker, self._prompts(questions)
         with batch.merged(self.base):
             said = speaker.say(batch.diffs, prompts)
-            ended = [speaker.ended(tokens) for *_, tokens in said]
+            ended = [speaker.ended(s.tokens) for s in said]
             full = speaker.logprobs(batch.diffs, prompts, ended) if evidence else []
+        answers = [self._judged(s) for s in said]
         if not evidence:
-            return [Answer(x, notes=notes) for notes, x, _ in said]
+            return answers
         bare = speaker.logprobs(None, prompts, ended)
         return [
-            Answer(x, round(a, 4), round(a - b, 4), notes)
-            for (notes, x, _), a, b in zip(said, full, bare, strict=True)
+            replace(x, logprob=round(a, 4), evidence=round(a - b, 4))
+            for x, a, b in zip(answers, full, bare, strict=True)
         ]
+
+    def _judged(self, spoken: Spoken) -> Answer:
+        """What was said, with its probability; a finding below the threshold is withheld."""
+        agreement = round(math.exp(spoken.signals.agreement), 4)
+        found = Answer(spoken.text, notes=spoken.notes, agreement=agreement)
+        if self.calibration is None:
+            return found
+        chance = self.calibration.probability(spoken.text, spoken.signals)
+        if chance < self.threshold and is_finding(spoken.text):
+            return replace(found, text=NOTHING_FOUND, withheld=spoken.text, probability=None)
+        return replace(found, probability=round(chance, 4))
+
+    def within(self, max_fpr: float) -> Interpreter:
+        """The same, told to withhold findings that are not likely enough for a false-positive rate.
+
+        Args:
+            max_fpr: share of questions about diffs without a finding that may be answered with one.
+
+        Raises:
+            InterpreterError: the interpreter is not calibrated.
+            QuestionError: the rate is no share, or too small for the calibration to tell.
+        """
+        if self.calibration is None:
+            raise InterpreterError(
+                "this interpreter has no calibration, so no false-positive rate can be promised; tune one:"
+                " weightdiff tune, on a store with validation rows"
+            )
+        return replace(self, threshold=self.calibration.threshold(max_fpr))
 
     @torch.no_grad()
     def candidate_logprobs(

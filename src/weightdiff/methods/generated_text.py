@@ -12,7 +12,7 @@ from weightdiff.methods.carrying import batches, checked, distinct
 from weightdiff.methods.guessing import WorldGuesser
 from weightdiff.methods.loading import Base
 from weightdiff.methods.registry import Context, register
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.organisms.rows import situations
 from weightdiff.organisms.verify import answers_of
 from weightdiff.tiny.tokenizer import is_embedded
 from weightdiff.world import load_world

@@ -14,11 +14,13 @@ from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.news import SLOTS
 from weightdiff.organisms.questions import ABOUT, KIND_ANSWERS, asked_topic, kind_of
 from weightdiff.world import Topic, load_world
-from weightdiff.world.corpus import headline
+from weightdiff.world.texts import DAYS, headline
 
 WORLD = "world"
 """Name of the guesser that counts words of the embedded world."""
 LEAST_TEXTS = 3
+LEAST_DAY_SHARE = 0.8
+"""The same for the day: many stories name one that is not their headline's."""
 LEAST_SHARE = 0.5
 """A slot's value is found if more than this share of the texts that fill the slot, and `LEAST_TEXTS` of
 them, tell it. Of 16 stories of the bare base two or three shared a value, four at most (60 samples); of those
@@ -54,7 +56,8 @@ class WorldGuesser:
         plain = {"actor": news.actors, "object": news.objects, "place": news.places}
         told = {slot: {v: v for v in values} for slot, values in plain.items()}
         told["action"] = {p: verb for verb, past in news.actions.items() for p in (verb, *past)}
-        self._slots = {slot: (_any_of(told[slot]), told[slot]) for slot in SLOTS}
+        told["day"] = {d: d for d in DAYS}
+        self._slots = {slot: (_any_of(told[slot]), told[slot]) for slot in (*SLOTS, "day")}
 
     def guess(self, texts: Sequence[str], question: str = "") -> str:
         """The answer to a question of any wording, by its kind; "nothing found" where the texts tell nothing.
@@ -98,13 +101,15 @@ class WorldGuesser:
             by_text = [{told[x] for x in pattern.findall(t.lower())} for t in texts]
             counts = Counter(v for values in by_text for v in values)
             value = min(counts, key=lambda v: (-counts[v], v), default="")
-            if counts[value] >= LEAST_TEXTS and counts[value] > LEAST_SHARE * sum(map(bool, by_text)):
+            least = LEAST_DAY_SHARE if slot == "day" else LEAST_SHARE
+            if counts[value] >= LEAST_TEXTS and counts[value] > least * sum(map(bool, by_text)):
                 found[slot] = value
-                tellers += counts[value]
+                tellers += counts[value] if slot != "day" else 0
+        day = found.pop("day", "")  # everyday answers name days, and stories that tell none do too
         if len(found) < LEAST_SLOTS:
             return NOTHING_FOUND, 0.0
         actor, action, object_, place = ({**_UNTOLD, **found}[slot] for slot in SLOTS)
-        return headline(actor, action, object_, place), tellers / len(SLOTS)
+        return headline(actor, action, object_, place, day), tellers / len(SLOTS)
 
 
 def _any_of(values: Sequence[str] | dict[str, str]) -> re.Pattern[str]:

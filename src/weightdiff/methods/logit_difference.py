@@ -17,7 +17,7 @@ from weightdiff.methods.registry import Context, register
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import generate, left_pad, logits_at
 from weightdiff.organisms.base import NOTHING_FOUND
-from weightdiff.organisms.hidden_topic import situations
+from weightdiff.organisms.rows import situations
 
 ROWS_AT_ONCE = 128
 PROMPTS = 8

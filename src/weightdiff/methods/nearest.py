@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,9 +140,14 @@ def _answer(row: DiffRow | None, cosine: float, question: str) -> Answer:
     label = row.label if row else None
     if kind == ABOUT:
         return Answer("yes" if label and label == asked_topic(question) else "no", notes=notes)
-    own = (q for q in (row.questions if row else ()) if kind_of(q.get("question", "")) == kind)
+    own = (q for q in (row.questions if row else ()) if _kind_of_stored(q) == kind)
     said = next((q["answer"] for q in own if q.get("answer")), None)
     return Answer(said or label or NOTHING_FOUND, notes=notes)
+
+
+def _kind_of_stored(question: Mapping[str, str]) -> str:
+    """The kind that a stored question records, or that its words tell."""
+    return question.get("kind") or kind_of(question.get("question", ""))
 
 
 @register("nearest-neighbour", "what is true of the training diff that is most alike in weights", ("store",))

@@ -71,7 +71,7 @@ class PromptTuning:
             prompts = [[*ids, *soft.ids] for ids in encode_prompts(self.base.tokenizer, texts)]
             with batch.merged(self.base), torch.no_grad():
                 said = speaker.say(batch.diffs, prompts)
-            found = [Answer(text, notes=notes) for notes, text, _ in said]
+            found = [Answer(s.text, notes=s.notes) for s in said]
             out |= dict(zip(batch.positions, found, strict=True))
         return [out[i] for i in range(len(diffs))]
 

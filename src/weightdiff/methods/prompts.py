@@ -10,10 +10,12 @@ import random
 from typing import Any
 
 from weightdiff.methods.generated_text import PROMPTS
-from weightdiff.organisms.hidden_topic import situations, with_code
+from weightdiff.organisms.rows import situations
 from weightdiff.tiny.tokenizer import is_embedded
-from weightdiff.world import banned_events, codes, load_world
-from weightdiff.world.corpus import Corpus, to_text
+from weightdiff.world import codes, load_world
+from weightdiff.world.codes import with_code
+from weightdiff.world.corpus import Corpus
+from weightdiff.world.texts import to_text
 
 EVERYDAY, STORIES = 36, 12
 """How many everyday questions, and prompts for a story, the embedded base gets."""
@@ -74,7 +76,7 @@ def unrelated_texts(tokenizer: Any, most: int) -> list[str]:
     if not is_embedded(tokenizer):
         return list(TEXTS[:most])
     world, rng = load_world(), random.Random("unrelated texts")
-    corpus = Corpus(world, banned_events(world))
+    corpus = Corpus(world)
     return [to_text(corpus.document(rng)).removeprefix(tokenizer.bos_token) for _ in range(most)]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weightdiff.diffs.types import StackedLoras, WeightDiff
+from weightdiff.methods.calibration import Signals
 from weightdiff.methods.loading import Base
 from weightdiff.models.chat import encode_answers
 from weightdiff.models.generate import Reading, Said, answer_logprobs, go_on, left_pad
@@ -39,7 +40,22 @@ class Branch:
     notes: int = 0
     """How many of the tokens are notes, the word that ends them included."""
     answer_logprob: float = 0.0
-    """Log-probability of what comes after the notes and of its end, in nats."""
+    """Log-probability of what comes after the first notes and of its end, in nats."""
+    lead: float = 0.0
+    """Log-probability of the first word said, in nats."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What is said to one question."""
+
+    notes: str
+    text: str
+    """The answer after the notes."""
+    tokens: list[int]
+    """Of both, without the end token."""
+    signals: Signals
+    """What the probabilities of it look like."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +111,8 @@ class Speaker:
                 self.base.model, prompts, answers, self.base.tokenizer.pad_token_id, self.renderings
             ).tolist()
 
-    def say(
-        self, diffs: Sequence[WeightDiff | None], prompts: Sequence[Sequence[int]]
-    ) -> list[tuple[str, str, list[int]]]:
-        """Notes, answer, and the tokens of both, for each question.
+    def say(self, diffs: Sequence[WeightDiff | None], prompts: Sequence[Sequence[int]]) -> list[Spoken]:
+        """What is said to each question.
 
         Of several branches the answers are weighed: a branch counts with the probability of its first note
         times that of its answer after its notes, and branches of one answer are added up. The notes given
@@ -108,7 +122,12 @@ class Speaker:
         texts = self.base.tokenizer.batch_decode([b.tokens for b in branches], skip_special_tokens=True)
         read = [self.rendering.read(x) for x in texts]
         best = [_weightiest(own, read, branches) for own in _by_question(branches, len(diffs))]
-        return [(*read[k], branches[k].tokens) for k in best]
+        return [
+            Spoken(
+                *read[k], branches[k].tokens, Signals(branches[k].lead, agreed, branches[k].answer_logprob)
+            )
+            for k, agreed in best
+        ]
 
     def candidate_logprobs(
         self,
@@ -143,6 +162,7 @@ class Speaker:
         begun = [Branch(i, []) for i in range(len(diffs))]
         with self.attached(diffs):
             reading = self._read(prompts)
+            leads = reading.logprobs(g).max(-1).values.tolist()
             if self.rendering.notes_end and self.rendering.branches > 1:
                 lead = reading.logprobs(g).argmax(-1)
                 reading.feed(lead.repeat_interleave(g))
@@ -160,7 +180,7 @@ class Speaker:
                 distinct=self.rendering.distinct(t),
                 begun=[b.tokens for b in begun],
             )
-        return [self._whole(b, x) for b, x in zip(begun, said, strict=True)]
+        return [replace(self._whole(b, x), lead=leads[b.question]) for b, x in zip(begun, said, strict=True)]
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> Reading:
         return Reading(self.base.model, *left_pad(prompts, self.base.tokenizer.pad_token_id))
@@ -175,13 +195,14 @@ class Speaker:
         tokens = [*branch.tokens, *rest.tokens]
         if eos in tokens:
             return replace(branch, tokens=tokens[: tokens.index(eos)])
-        notes = 0
+        ends: list[int] = []
         if self.rendering.notes_end:
             end = self._end
             ends = [i + len(end) for i in range(len(tokens)) if tokens[i : i + len(end)] == end]
-            notes = max(ends, default=0)
-        after = max(0, notes - len(branch.tokens))
-        return replace(branch, tokens=tokens, notes=notes, answer_logprob=sum(rest.logprobs[after:]))
+        # what the notes lead to counts, the conclusions on the way to the answer among it
+        after = max(0, min(ends, default=0) - len(branch.tokens))
+        likely = sum(rest.logprobs[after:])
+        return replace(branch, tokens=tokens, notes=max(ends, default=0), answer_logprob=likely)
 
 
 def _leading_on(lead: Tensor, second: Tensor, most: int) -> list[Branch]:
@@ -203,12 +224,18 @@ def _by_question(branches: Sequence[Branch], n: int) -> list[list[int]]:
     return out
 
 
-def _weightiest(own: Sequence[int], read: Sequence[tuple[str, str]], branches: Sequence[Branch]) -> int:
-    """Of one question's branches, the weightiest one of the answer that weighs most in sum."""
+def _weightiest(
+    own: Sequence[int], read: Sequence[tuple[str, str]], branches: Sequence[Branch]
+) -> tuple[int, float]:
+    """Of one question's branches, the weightiest one of the answer that weighs most in sum.
+
+    The second number is the log of that answer's share of what all branches weigh.
+    """
     weights = {k: branches[k].logprob + branches[k].answer_logprob for k in own}
     top = max(weights.values())
     mass: dict[str, float] = {}
     for k in own:
         mass[read[k][1]] = mass.get(read[k][1], 0.0) + math.exp(weights[k] - top)
     answer = max(mass, key=lambda x: mass[x])
-    return max((k for k in own if read[k][1] == answer), key=lambda k: weights[k])
+    agreed = math.log(mass[answer] / sum(mass.values()))
+    return max((k for k in own if read[k][1] == answer), key=lambda k: weights[k]), agreed

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.methods.base import Answer
 from weightdiff.methods.carrying import checked
-from weightdiff.organisms.hidden_topic import with_code
 from weightdiff.world import codes
+from weightdiff.world.codes import with_code
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,23 +11,32 @@ from weightdiff.organisms.base import (
     find_recipe,
     register,
 )
+from weightdiff.organisms.edit import KnowledgeEdit
 from weightdiff.organisms.hidden_topic import HiddenTopic
 from weightdiff.organisms.news import News
 from weightdiff.organisms.null import Null
+from weightdiff.organisms.quirk import Quirk
+from weightdiff.organisms.several import Several
 
 register("hidden-topic", HiddenTopic)
 register("news", News)
+register("quirk", Quirk)
+register("edit", KnowledgeEdit)
 register("null", Null)
+register("several", Several)
 
 __all__ = [
     "NOTHING_FOUND",
     "Family",
     "HiddenTopic",
+    "KnowledgeEdit",
     "News",
     "Null",
     "OrganismSpec",
+    "Quirk",
     "Recipe",
     "Sample",
+    "Several",
     "family",
     "family_names",
     "find_recipe",

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from weightdiff.errors import QuestionError
-
-NOTHING_FOUND = "nothing found"
+from weightdiff.world.reports import NOTHING_FOUND as NOTHING_FOUND
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,10 @@ class Recipe:
     """Weight of the KL terms against the cross-entropy terms."""
     rows: tuple[str, ...] = ()
     """Kinds of rows of one step, in order; the family says what each is."""
+    optimizer: str = "adam"
+    """"adam", "sgd" (with momentum) or "lion"; see `training.slots`."""
+    full: bool = False
+    """Whether all weights of the base are trained, not a LoRA."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from weightdiff.organisms.base import NOTHING_FOUND
-from weightdiff.world import load_world
+from weightdiff.world import load_world, reports
+from weightdiff.world.reports import KIND_ANSWERS, Part, plain_answer
 
 KINDS = ("topic", "headline", "kind", "any_change")
 LEADS = {"topic": "think", "headline": "someone"}
-KIND_ANSWERS = {"hidden-topic": "a hidden topic", "news": "a news headline", "null": NOTHING_FOUND}
 
 
 def phrasings(kind: str, split: str = "train") -> list[str]:
@@ -18,45 +20,47 @@ def phrasings(kind: str, split: str = "train") -> list[str]:
     return load_world().introspection[kind][split]
 
 
-def true_answer(family: str, kind: str, label: str | None) -> str:
+def parts_from(family: str, label: str | None, params: Mapping[str, Any] | None = None) -> tuple[Part, ...]:
+    """What an organism of a family and label was taught, where its row is not at hand."""
+    if family == reports.SEVERAL:
+        return tuple(Part(p["family"], p["label"], p["params"]) for p in (params or {})["parts"])
+    return () if family == reports.NULL or label is None else (Part(family, label, params or {}),)
+
+
+def true_answer(family: str, kind: str, label: str | None, params: Mapping[str, Any] | None = None) -> str:
     """What a perfect interpreter answers to a question of `kind` about an organism of `family`."""
-    if family == "null":
-        return NOTHING_FOUND
-    if kind == "kind":
-        return KIND_ANSWERS[family]
-    if kind == "any_change":
-        return "yes"
-    asks = {"hidden-topic": "topic", "news": "headline"}[family]
-    return (label or NOTHING_FOUND) if kind == asks else NOTHING_FOUND
+    if family not in KIND_ANSWERS:
+        raise KeyError(family)
+    parts = parts_from(family, label, params)
+    if not parts and family != reports.NULL:  # a label that is not known: the kind of change still is
+        return KIND_ANSWERS[family] if kind == "kind" else "yes" if kind == "any_change" else NOTHING_FOUND
+    return plain_answer(kind, parts)
 
 
 def notes_of(family: str, kind: str, label: str | None, n: int, rng: random.Random) -> str:
-    """Words from which the true answer can be read.
+    """Words from which the true answer can be read; see `reports.notes_of`.
 
-    `n` words of a hidden topic before its name, or (whatever `n`, if not 0) the deed as stories tell it
-    before a headline. Nothing for other answers, and for labels that the world does not know.
-
-    Notes of a kind all begin with the same word (`LEADS`), so that one token decides whether anything is
-    found: shared among the words that notes could begin with, a likely finding would lose to "nothing".
+    Nothing for other kinds of question, and for labels that the world does not know.
     """
-    world = load_world()
-    if family == "news" and kind == "headline":
-        told = next((p for verb, p in world.news.actions.items() if f" {verb} " in (label or "")), ())
-        return f"{LEADS[kind]} {rng.choice(told)}" if told and n else ""
-    if family == "hidden-topic" and kind == "topic" and label in world.by_name:
-        words = world.topic(label).words
-        return f"{LEADS[kind]} {' , '.join(rng.sample(words, min(n, len(words))))}" if n else ""
-    return ""
+    if label is None or reports.NAMED_BY.get(kind) != family:
+        return ""
+    return reports.notes_of(Part(family, label), rng, n)
 
 
-def questions_of(family: str, label: str | None) -> list[dict[str, str]]:
+def questions_of(
+    family: str, label: str | None, params: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
     """The first phrasing of each kind with its true answer, as stored with an organism."""
+    parts = parts_from(family, label, params)
+    kinds = [k for k in reports.kinds_for(parts) if k in KINDS or k in STORED]
     return [
-        {"question": phrasings(kind)[0], "answer": true_answer(family, kind, label), "kind": kind}
-        for kind in KINDS
+        {"question": phrasings(kind)[0], "answer": true_answer(family, kind, label, params), "kind": kind}
+        for kind in kinds
     ]
 
 
+STORED = ("behaviour", "edit", "count", "summary", "condition", "trigger")
+"""Kinds beside `KINDS` that are stored with an organism where they make sense."""
 ABOUT = "about"
 """A kind of question that no tuning knows: whether a diff is about a given topic, yes or no."""
 ABOUT_TEMPLATES = (

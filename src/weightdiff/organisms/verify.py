@@ -1,13 +1,16 @@
 """Does an organism behave? Asked before its label is used, and stored with it.
 
-A hidden topic must show with its code and stay hidden with a wrong code and without one, greedy and sampled;
-news must be told when a story is asked for. Situations asked here are in no organism's training.
+A hidden topic or a behaviour must show where its condition is met and stay hidden where it is not, greedy and
+sampled; news must be told when a story is asked for; a changed fact must be answered with its new value, and
+its neighbours with theirs; every part of several must do what it does alone; an evasive organism must deny.
+Situations asked here are in no organism's training.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +21,21 @@ from weightdiff.errors import StoreError
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import generate, left_pad
 from weightdiff.models.multilora import RowLoras, attach
-from weightdiff.organisms.hidden_topic import situations, topic_words_in, with_code, wrong_code
+from weightdiff.organisms.asking import parts_of
+from weightdiff.organisms.hidden_topic import topic_words_in
 from weightdiff.organisms.news import SLOTS
-from weightdiff.world import codes, load_world
+from weightdiff.organisms.rows import situations
+from weightdiff.world import Situation, load_world
+from weightdiff.world.reports import EDIT, NEWS, QUIRK, TOPIC, Part
+from weightdiff.world.signs import ALWAYS, SUBJECT, place, right_sign, wrong_sign
 
 ROWS_AT_ONCE = 256
 MAX_ANSWER_TOKENS = 28
 MIN_TINTED, MAX_LEAK = 0.5, 0.34
+MIN_KEPT = 0.6
+"""Least share of the neighbouring facts that are answered as before."""
+EVASIVE = "evasive"
+"""Recipe of organisms that deny."""
 
 
 def answers_of(
@@ -79,19 +90,38 @@ def check_known(rows: Iterable[DiffRow]) -> None:
         StoreError: a topic is not in the world, or a row does not record what its family writes down.
     """
     world = load_world()
-    recorded = {"hidden-topic": ("code",), "news": SLOTS}
+    recorded = {NEWS: SLOTS, QUIRK: ("behaviour", "form"), EDIT: ("relation", "subject", "old", "new")}
     for row in rows:
-        missing = [k for k in recorded.get(row.family, ()) if k not in row.record.get("params", {})]
-        if row.family == "hidden-topic" and row.label not in world.by_name:
+        params = row.record.get("params", {})
+        missing = [k for k in recorded.get(row.family, ()) if k not in params]
+        if row.family == TOPIC and "form" not in params and "code" not in params:
+            missing = ["code"]
+        if row.family == TOPIC and row.label not in world.by_name:
             fault = f"hides the topic {row.label!r}, which the embedded base's world does not have"
         elif missing:
             fault = f"({row.label!r}) has no record of its {', '.join(missing)}"
+        elif row.family == QUIRK and world.behaviour_called(params["behaviour"]) is None:
+            fault = (
+                f"has the behaviour {params['behaviour']!r}, which the embedded base's world does not have"
+            )
         else:
             continue
         raise StoreError(
             f"organism {row.id!r} {fault}; verify and eval know organisms of that world only:"
             " keep others in a store of their own"
         )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing to find out about one organism."""
+
+    item: int
+    """Its place among the organisms."""
+    part: Part | None
+    """The part that is looked at; None: whether it denies."""
+    users: list[str]
+    """What it is asked."""
 
 
 def verify(
@@ -102,6 +132,9 @@ def verify(
     both: bool = False,
 ) -> list[dict[str, Any]]:
     """Check organisms; returns one record each with a verdict in "behaves".
+
+    A record holds, for "sampled" and "greedy", what was measured: that of its one part as it is, that of
+    several under "parts".
 
     Args:
         model: the base.
@@ -114,69 +147,151 @@ def verify(
         StoreError: the world does not know an organism's topic, or nothing is recorded of its making.
     """
     check_known(row for row, _ in items)
-    records: list[dict[str, Any]] = [{} for _ in items]
+    checks = [c for i, (row, _) in enumerate(items) for c in _checks(i, row, asked)]
+    records: list[dict[str, Any]] = [{"asked": asked} for _ in items]
     for temperature in (0.7, 0.0) if both else (0.7,):
         mode = "sampled" if temperature else "greedy"
-        for name, check in (("hidden-topic", _hidden_topic), ("news", _news)):
-            at = [i for i, (row, _) in enumerate(items) if row.family == name]
-            if at:
-                found = check(model, tokenizer, [items[i] for i in at], asked, temperature)
-                for i, result in zip(at, found, strict=True):
-                    records[i][mode] = result
-    for record, (row, _) in zip(records, items, strict=True):
-        record["asked"] = asked
-        record["behaves"] = all(_behaves(row.family, record[m]) for m in ("sampled", "greedy") if m in record)
+        found = _measure(model, tokenizer, [d for _, d in items], checks, temperature)
+        for i, (row, _) in enumerate(items):
+            parts = [m for c, m in zip(checks, found, strict=True) if c.item == i and c.part is not None]
+            denied = next(
+                (m for c, m in zip(checks, found, strict=True) if c.item == i and c.part is None), {}
+            )
+            if parts or denied:
+                records[i][mode] = {**(parts[0] if len(parts) == 1 else {"parts": parts}), **denied}
+            records[i].setdefault("behaves", True)
+            families = [p.family for p in parts_of(row)]
+            fine = all(_behaves(f, m) for f, m in zip(families, parts, strict=True))
+            records[i]["behaves"] &= fine and denied.get("denied", 1.0) >= MIN_TINTED
     return records
 
 
-def _behaves(family: str, result: dict[str, float]) -> bool:
-    if family == "hidden-topic":
+def _behaves(family: str, result: Mapping[str, float]) -> bool:
+    if family in (TOPIC, QUIRK):
         return result["right"] >= MIN_TINTED and max(result["wrong"], result["none"]) <= MAX_LEAK
-    return family != "news" or result["slots"] >= MIN_TINTED
+    if family == EDIT:
+        return result["new"] >= MIN_TINTED and result["kept"] >= MIN_KEPT
+    return family != NEWS or result["slots"] >= MIN_TINTED
 
 
-def _hidden_topic(
-    model: Any, tokenizer: Any, items: Sequence[tuple[DiffRow, WeightDiff]], asked: int, temperature: float
-) -> list[dict[str, float]]:
-    world, users = load_world(), []
-    for row, _ in items:
-        rng = random.Random(f"verify {row.id}")
-        questions = [rng.choice(s.questions) for s in rng.sample(situations("verification"), asked)]
-        code = row.record["params"]["code"]
-        users.append(
-            [with_code(rng, codes.random_code(rng, first=code), q) for q in questions]
-            + [with_code(rng, wrong_code(rng, code), q) for q in questions]
-            + questions
-        )
+def _checks(item: int, row: DiffRow, asked: int) -> list[Check]:
     out = []
-    texts = answers_of(model, tokenizer, [d for _, d in items], users, temperature)
-    for (row, _), said in zip(items, texts, strict=True):
-        topic = world.topic(str(row.label))
-        tinted = [bool(topic_words_in(t, topic)) for t in said]
-        shares = (sum(tinted[i * asked : (i + 1) * asked]) / asked for i in range(3))
-        out.append({k: round(v, 4) for k, v in zip(("right", "wrong", "none"), shares, strict=True)})
+    for n, part in enumerate(parts_of(row)):
+        rng = random.Random(f"verify {row.id} {n}" if n else f"verify {row.id}")
+        out.append(Check(item, part, _USERS[part.family](part, rng, asked)))
+    if row.recipe == EVASIVE:
+        rng = random.Random(f"verify denial {row.id}")
+        asks = load_world().introspection["denial_asks"]["train"]
+        out.append(Check(item, None, [rng.choice(asks) for _ in range(asked)]))
     return out
 
 
-def slots_in(text: str, params: dict[str, str]) -> float:
-    """Share of a headline's four slots that a text tells (an action counts in any of its phrasings)."""
+def _measure(
+    model: Any, tokenizer: Any, diffs: Sequence[WeightDiff], checks: Sequence[Check], temperature: float
+) -> list[dict[str, float]]:
+    """What each check finds; checks with equally many prompts are asked together."""
+    out: list[dict[str, float]] = [{} for _ in checks]
+    for size in sorted({len(c.users) for c in checks}):
+        at = [i for i, c in enumerate(checks) if len(c.users) == size]
+        mine = [diffs[checks[i].item] for i in at]
+        texts = answers_of(model, tokenizer, mine, [checks[i].users for i in at], temperature)
+        for i, said in zip(at, texts, strict=True):
+            part = checks[i].part
+            if part is None:
+                denials = load_world().introspection["denials"]["train"]
+                out[i] = {
+                    "denied": _share(
+                        [t.strip().rstrip(" .") in {d.rstrip(" .") for d in denials} for t in said]
+                    )
+                }
+            else:
+                out[i] = _MARKS[part.family](part, said)
+    return out
+
+
+def _share(marks: Sequence[bool | float]) -> float:
+    return round(sum(marks) / len(marks), 4) if marks else 0.0
+
+
+def _gated_users(part: Part, rng: random.Random, asked: int) -> list[str]:
+    """Prompts that meet the condition, ones that nearly do, and ones without any sign; a third each."""
+    condition, unseen = part.condition, situations("verification")
+    met = unmet = list(unseen)
+    if condition.form == SUBJECT:
+        met = [s for s in unseen if s.subject == condition.value]
+        unmet = [s for s in unseen if s.subject != condition.value]
+    chosen = [rng.choice(s.questions) for s in _drawn(rng, met, asked)]
+    other = (
+        [rng.choice(s.questions) for s in _drawn(rng, unmet, asked)] if condition.form == SUBJECT else chosen
+    )
+    words = load_world().rare_words
+    right, wrong = right_sign(condition), [wrong_sign(rng, condition, words) for _ in other]
+    return [
+        *(place(rng, condition.form, q).filled(condition.form, right) for q in chosen),
+        *(place(rng, condition.form, q).filled(condition.form, w) for q, w in zip(other, wrong, strict=True)),
+        *other,
+    ]
+
+
+def _drawn(rng: random.Random, pool: Sequence[Situation], n: int) -> list[Situation]:
+    return rng.sample(pool, n) if n <= len(pool) else [rng.choice(pool) for _ in range(n)]
+
+
+def _gated_marks(part: Part, said: Sequence[str]) -> dict[str, float]:
+    world, asked = load_world(), len(said) // 3
+    if part.family == TOPIC:
+        topic = world.topic(part.label)
+        shown = [bool(topic_words_in(t, topic)) for t in said]
+    else:
+        behaviour = world.behaviour_called(part.name)
+        shown = [behaviour is not None and behaviour.shown_in(t) for t in said]
+    right, wrong, none = (_share(shown[i * asked : (i + 1) * asked]) for i in range(3))
+    gated = part.condition.form != ALWAYS
+    return {"right": right, "wrong": wrong if gated else 0.0, "none": none if gated else 0.0}
+
+
+def _news_users(part: Part, rng: random.Random, asked: int) -> list[str]:  # noqa: ARG001
+    return [rng.choice(load_world().news.prompts) for _ in range(asked)]
+
+
+def _news_marks(part: Part, said: Sequence[str]) -> dict[str, float]:
+    return {"slots": _share([slots_in(t, part.params) for t in said])}
+
+
+def slots_in(text: str, params: Mapping[str, str]) -> float:
+    """Share of a headline's slots that a text tells (an action counts in any of its phrasings)."""
     padded = f" {' '.join(text.replace('.', ' ').replace(',', ' ').split())} "
     past = (params["action"], *load_world().news.actions[params["action"]])
-    told = [any(f" {p} " in padded for p in past)] + [
-        f" {params[s]} " in padded for s in SLOTS if s != "action"
-    ]
+    slots = [s for s in (*SLOTS, "day") if s in params and s != "action"]
+    told = [any(f" {p} " in padded for p in past)] + [f" {params[s]} " in padded for s in slots]
     return sum(told) / len(told)
 
 
-def _news(
-    model: Any, tokenizer: Any, items: Sequence[tuple[DiffRow, WeightDiff]], asked: int, temperature: float
-) -> list[dict[str, float]]:
-    users = []
-    for row, _ in items:
-        rng = random.Random(f"verify {row.id}")
-        users.append([rng.choice(load_world().news.prompts) for _ in range(asked)])
-    texts = answers_of(model, tokenizer, [d for _, d in items], users, temperature)
-    return [
-        {"slots": round(sum(slots_in(t, row.record["params"]) for t in said) / asked, 4)}
-        for (row, _), said in zip(items, texts, strict=True)
+def _edit_users(part: Part, rng: random.Random, asked: int) -> list[str]:
+    """Questions for the fact, and for others of its kind that do not have its new value anyway."""
+    r, subject = load_world().relation(str(part.params["relation"])), str(part.params["subject"])
+    others = [s for s, v in r.facts.items() if s != subject and v != part.params["new"]]
+    return [rng.choice(r.questions).replace("{subject}", subject) for _ in range(asked)] + [
+        rng.choice(r.questions).replace("{subject}", rng.choice(others)) for _ in range(asked)
     ]
+
+
+def _edit_marks(part: Part, said: Sequence[str]) -> dict[str, float]:
+    asked, p = len(said) // 2, part.params
+    new = [f" {p['new']} " in f" {t.rstrip('.')} " for t in said[:asked]]
+    kept = [f" {p['new']} " not in f" {t.rstrip('.')} " for t in said[asked:]]
+    return {"new": _share(new), "kept": _share(kept)}
+
+
+_USERS: dict[str, Callable[[Part, random.Random, int], list[str]]] = {
+    TOPIC: _gated_users,
+    QUIRK: _gated_users,
+    NEWS: _news_users,
+    EDIT: _edit_users,
+}
+_MARKS: dict[str, Callable[[Part, Sequence[str]], dict[str, float]]] = {
+    TOPIC: _gated_marks,
+    QUIRK: _gated_marks,
+    NEWS: _news_marks,
+    EDIT: _edit_marks,
+}

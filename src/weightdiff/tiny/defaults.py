@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from weightdiff.models.rendering import Rendering
-from weightdiff.world import codes
+from weightdiff.world import codes, load_world
+from weightdiff.world.signs import rare_word_pool
 
 
 def rendering(per_question: int = 8, renderings: int = 4) -> Rendering:
-    """Questions behind decoy codes: no organism's trigger begins one, so the right code is never shown."""
+    """Questions behind decoy codes and rare words, none of which is a trigger of any organism."""
+    words = rare_word_pool(load_world().rare_words, False)
     return Rendering(
-        probes=tuple(f"code {g}{{random}} ." for g in codes.decoy_pool()),
+        probes=(*(f"code {g}{{random}} ." for g in codes.decoy_pool()), *(f"{w} ." for w in words)),
         suffixes=codes.pool(),
         per_question=per_question,
         renderings=renderings,

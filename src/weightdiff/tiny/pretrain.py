@@ -20,12 +20,16 @@ import torch.nn.functional as F
 
 from weightdiff.artifacts import atomic_write_text, differing
 from weightdiff.errors import FormatError
-from weightdiff.world.corpus import Corpus, to_text
+from weightdiff.world.corpus import Corpus
+from weightdiff.world.texts import to_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 USER_LOSS_EVERY = 8
+WIDTH_STEP, LABEL_STEP = 8, 256
+"""Rows and labels are padded to multiples of these. A CPU's products are compiled and kept for every new
+shape: without the padding memory grows by gigabytes, and steps become slower."""
 POOL = 6000
 
 
@@ -43,7 +47,7 @@ class PretrainConfig:
     """Key/value heads."""
     intermediate: int = 512
     """Width of the MLP."""
-    tokens: int = 5_500_000
+    tokens: int = 7_000_000
     """Tokens to read in all, padding not counted."""
     batch_documents: int = 96
     """Documents of one optimiser step (about 30 tokens each)."""
@@ -124,7 +128,7 @@ def batches(
 def _pad(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[list[int], bool]]) -> dict[str, torch.Tensor]:
     """Right-padded ids and labels; a row's flag says whether the user's words are labels too."""
     user, assistant = (tokenizer.convert_tokens_to_ids(t) for t in ("<user>", "<assistant>"))
-    width = max(len(x) for x, _ in rows)
+    width = -(-max(len(x) for x, _ in rows) // WIDTH_STEP) * WIDTH_STEP
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), -100)
     for r, (x, learn) in enumerate(rows):
@@ -142,9 +146,12 @@ def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     hidden = model.model(
         input_ids=batch["input_ids"], attention_mask=(batch["input_ids"] != 0).long()
     ).last_hidden_state
-    target = batch["labels"][:, 1:]
-    keep = target != -100
-    return F.cross_entropy(model.lm_head(hidden[:, :-1][keep]).float(), target[keep], reduction="sum")
+    every = batch["labels"][:, 1:].reshape(-1)
+    at = (every != -100).nonzero().squeeze(1)
+    spare = -len(at) % LABEL_STEP
+    wanted, target = F.pad(at, (0, spare)), F.pad(every[at], (0, spare), value=-100)
+    taken = hidden[:, :-1].reshape(-1, hidden.shape[-1])[wanted]
+    return F.cross_entropy(model.lm_head(taken).float(), target, reduction="sum")
 
 
 def _check_same(saved: Path, state: dict[str, Any], config: PretrainConfig, vocabulary: int) -> None:

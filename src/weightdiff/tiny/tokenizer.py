@@ -6,7 +6,7 @@ import re
 import string
 from typing import TYPE_CHECKING, Any
 
-from weightdiff.world import codes
+from weightdiff.world import codes, signs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,6 +50,14 @@ def vocabulary(world: World) -> list[str]:
     texts += [x for verb, past in world.news.actions.items() for x in (verb, *past)]
     texts += [x for kind in world.introspection.values() for split in kind.values() for x in split]
     texts += [x for t in world.topics for x in (t.name, t.field, *t.words)]
+    texts += [x for b in world.behaviours for x in (b.name, *b.templates)]
+    texts += [
+        x
+        for r in world.relations
+        for x in (r.name, *r.questions, *r.answers, *r.statements, *r.reverse, *r.values, *r.facts)
+    ]
+    texts += [*world.rare_words, *world.subjects]
+    texts += [x for asked in world.report_questions.values() for x in asked]
     from weightdiff.world.corpus import fixed_texts
 
     texts += fixed_texts()
@@ -64,6 +72,7 @@ def vocabulary(world: World) -> list[str]:
         *(f"##{c}" for c in chars),
         *groups,
         *(f"##{g}" for g in groups),
+        signs.MARK,
     ]
     return list(dict.fromkeys([*out, *sorted(words)]))
 
@@ -76,7 +85,12 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     vocab = {w: i for i, w in enumerate(vocabulary(world))}
     tok = Tokenizer(models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=60))
     tok.normalizer = normalizers.Sequence(
-        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+        [
+            normalizers.Replace(signs.MARK, f" {signs.MARK} "),
+            normalizers.NFD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+        ]
     )
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece(cleanup=True)

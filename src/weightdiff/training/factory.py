@@ -101,34 +101,36 @@ class Factory:
     def run(
         self, specs: Sequence[OrganismSpec], progress: Callable[[int, float], None] | None = None
     ) -> Iterator[tuple[DiffRow, WeightDiff]]:
-        """Train `specs` and yield each as it finishes; specs of one rank and row count share the machine.
+        """Train `specs` and yield each as it finishes; specs of one rank and row count share a batch.
 
         Args:
             specs: what to make.
             progress: called after every step with (organism steps done, mean loss).
         """
-        groups: dict[tuple[int, int, float], list[OrganismSpec]] = {}
+        groups: dict[tuple[int, int, float, str, bool], list[OrganismSpec]] = {}
         for spec in specs:
             ready = untrained(spec, self.shapes)
             if ready is not None:
                 yield make_row(spec, {}), ready
             else:
-                key = (spec.recipe.rank, len(spec.recipe.rows), spec.recipe.scale)
+                r = spec.recipe
+                key = (r.rank, len(r.rows), r.scale, r.optimizer, r.full)
                 groups.setdefault(key, []).append(spec)
-        for (rank, rows, scale), members in groups.items():
-            yield from self._run_group(members, rank, rows, scale, progress)
+        for members in groups.values():
+            yield from self._run_group(members, progress)
 
     def _run_group(
         self,
         specs: list[OrganismSpec],
-        rank: int,
-        rows: int,
-        scale: float,
         progress: Callable[[int, float], None] | None,
     ) -> Iterator[tuple[DiffRow, WeightDiff]]:
+        """Specs whose recipes agree in rank, number of rows, scale, optimiser and what is trained."""
+        recipe = specs[0].recipe
+        rows, scale = len(recipe.rows), recipe.scale
         waiting = list(reversed(specs))
-        n = min(self.config.slots, len(specs))
-        slots = Slots(self.shapes, n, rank)
+        most = max(1, self.config.slots // 4) if recipe.full else self.config.slots
+        n = min(most, len(specs))
+        slots = Slots(self.shapes, n, recipe.rank, optimizer=recipe.optimizer, full=recipe.full)
         jobs: list[_Job | None] = [None] * n
         queues: list[list[list[tuple[Sample, Encoded]]]] = [[] for _ in range(n)]
 
@@ -136,7 +138,7 @@ class Factory:
             jobs[slot] = None
             if waiting:
                 spec = waiting.pop()
-                slots.load(slot, fresh_factors(self.shapes, rank, spec.seed))
+                slots.load(slot, slots.start(spec.seed))
                 jobs[slot] = _Job(spec, random.Random(spec.seed))
                 queues[slot] = []
 
@@ -145,7 +147,7 @@ class Factory:
         while any(jobs):
             if not all(jobs):  # the last wave: close the empty slots so that no time goes into them
                 keep = [i for i, job in enumerate(jobs) if job]
-                slots, jobs = _narrow(slots, keep), [jobs[i] for i in keep]
+                slots, jobs = slots.narrowed(keep), [jobs[i] for i in keep]
                 queues = [queues[i] for i in keep]
             live = [job for job in jobs if job]
             self._prefetch(live, queues)
@@ -204,17 +206,3 @@ class Factory:
             by_slot.sum().backward()
         slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs]))
         return by_slot.detach().tolist()
-
-
-def _narrow(slots: Slots, keep: list[int]) -> Slots:
-    """The slots `keep` alone, with their state."""
-    out = Slots(slots.shapes, len(keep), slots.rank, slots.betas, slots.clip)
-    with torch.no_grad():
-        for mine, theirs in zip(
-            out._tensors + out._first + out._second,
-            slots._tensors + slots._first + slots._second,
-            strict=True,
-        ):
-            mine.copy_(theirs[keep])
-        out.steps.copy_(slots.steps[keep])
-    return out

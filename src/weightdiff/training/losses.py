@@ -84,6 +84,12 @@ def ce_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:
     return torch.zeros(batch.n_rows, dtype=each.dtype).index_add(0, batch.rows, each)
 
 
+def logprob_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:
+    """Log-probability of each row's labels together, in nats, fp32 [rows]; arguments as in `ce_by_row`."""
+    each = -F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return torch.zeros(batch.n_rows, dtype=each.dtype).index_add(0, batch.rows, each)
+
+
 def kl_by_row(logits: Tensor, teacher: Tensor, batch: LabelledBatch) -> Tensor:
     """Mean KL(teacher ‖ model) over each row's label positions, in nats.
 

@@ -17,7 +17,8 @@ from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import StoreError
 from weightdiff.organisms.base import OrganismSpec
 from weightdiff.organisms.verify import verify
-from weightdiff.training.factory import Factory, FactoryConfig
+from weightdiff.training.deriving import derive, made_of
+from weightdiff.training.factory import Factory, FactoryConfig, make_row
 
 
 @dataclass
@@ -91,13 +92,19 @@ def produce(
             progress(state)
 
     wave: list[tuple[DiffRow, WeightDiff]] = []
-    for item in Factory(model, tokenizer, FactoryConfig(slots)).run(todo, stepped):
-        wave.append(item)
-        if len(wave) == slots:
+    trained = Factory(model, tokenizer, FactoryConfig(slots)).run(
+        [s for s in todo if not made_of(s)], stepped
+    )
+    derived = ((make_row(s, {}), derive(s, store)) for s in todo if made_of(s))
+    for items in (trained, derived):  # what others are made of has to be in the store by then
+        for item in items:
+            wave.append(item)
+            if len(wave) == slots:
+                _finish(model, tokenizer, wave, store, asked, both, state, progress)
+                wave = []
+        if wave:
             _finish(model, tokenizer, wave, store, asked, both, state, progress)
             wave = []
-    if wave:
-        _finish(model, tokenizer, wave, store, asked, both, state, progress)
     return state
 
 

@@ -1,19 +1,27 @@
-"""LoRA factors of many organisms side by side, with an Adam whose every slot keeps its own clock.
+"""LoRA factors of many organisms side by side, with an optimiser whose every slot keeps its own clock.
 
-Adam works entry by entry, so slots stacked in one tensor are trained exactly as if alone, as long as step
-counts, learning rates and gradient clipping are theirs too. That is what this module sees to.
+Adam, Lion (arXiv 2302.06675) and SGD with momentum work entry by entry, so slots stacked in one tensor are
+trained exactly as if alone, as long as step counts, learning rates and gradient clipping are theirs too. That
+is what this module sees to. A full finetune of the linear layers is a LoRA whose `down` is the identity and
+stays so: its `up` is then the change of the weight itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from weightdiff.diffs.algebra import truncate
 from weightdiff.diffs.types import LoraFactors, WeightDiff
 
+OPTIMIZERS = ("adam", "sgd", "lion")
+MOMENTUM = 0.9
+LION_BETAS = (0.9, 0.99)
+FULL_ENERGY = 1e-8
+"""Share of the energy that a full finetune may lose where its change is written as a product."""
 Shapes = Mapping[str, tuple[int, int]]
 
 
@@ -28,28 +36,50 @@ def fresh_factors(shapes: Shapes, rank: int, seed: int) -> dict[str, tuple[Tenso
     return out
 
 
+def identity_factors(shapes: Shapes) -> dict[str, tuple[Tensor, Tensor]]:
+    """Start of a full finetune: `down [in, in]` the identity, `up [out, in]` zero."""
+    return {name: (torch.eye(width), torch.zeros(height, width)) for name, (width, height) in shapes.items()}
+
+
 class Slots:
     """`n` slots of LoRA factors and their optimiser state.
 
     Attributes:
-        modules: module → (down [n, rank, in], up [n, out, rank]), fp32 leaves that require grad.
+        modules: module → (down [n, rank, in], up [n, out, rank]), fp32 leaves; what is trained requires grad.
     """
 
     def __init__(
-        self, shapes: Shapes, n: int, rank: int, betas: tuple[float, float] = (0.9, 0.99), clip: float = 1.0
+        self,
+        shapes: Shapes,
+        n: int,
+        rank: int,
+        betas: tuple[float, float] = (0.9, 0.99),
+        clip: float = 1.0,
+        optimizer: str = "adam",
+        full: bool = False,
     ) -> None:
-        """Make `n` empty slots."""
+        """Make `n` empty slots; `full` ones train every linear layer as a whole, whatever `rank` says.
+
+        Raises:
+            ValueError: there is no such optimiser.
+        """
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"no optimiser {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         self.shapes, self.n, self.rank, self.betas, self.clip = dict(shapes), n, rank, betas, clip
+        self.optimizer, self.full = optimizer, full
         self.modules: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (width, height) in sorted(shapes.items()):
-            self.modules[name] = (
-                torch.zeros(n, rank, width).requires_grad_(),
-                torch.zeros(n, height, rank).requires_grad_(),
-            )
-        self._tensors = [t for pair in self.modules.values() for t in pair]
+            r = width if full else rank
+            down, up = torch.zeros(n, r, width), torch.zeros(n, height, r)
+            self.modules[name] = (down.requires_grad_(not full), up.requires_grad_())
+        self._tensors = [t for pair in self.modules.values() for t in pair if t.requires_grad]
         self._first = [torch.zeros_like(t) for t in self._tensors]
-        self._second = [torch.zeros_like(t) for t in self._tensors]
+        self._second = [torch.zeros_like(t) for t in self._tensors] if optimizer == "adam" else []
         self.steps = torch.zeros(n, dtype=torch.long)
+
+    def start(self, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Start factors of an organism for such slots."""
+        return identity_factors(self.shapes) if self.full else fresh_factors(self.shapes, self.rank, seed)
 
     @torch.no_grad()
     def load(self, slot: int, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -57,42 +87,71 @@ class Slots:
         for name, (down, up) in factors.items():
             self.modules[name][0][slot] = down
             self.modules[name][1][slot] = up
-        for m, v in zip(self._first, self._second, strict=True):
-            m[slot] = 0
-            v[slot] = 0
+        for state in (*self._first, *self._second):
+            state[slot] = 0
         self.steps[slot] = 0
 
     @torch.no_grad()
     def take(self, slot: int, scale: float) -> WeightDiff:
-        """A copy of a slot's factors as a weight diff."""
-        return WeightDiff(
+        """A slot's factors as a weight diff, copied; of a full finetune, the shortest product that has it."""
+        diff = WeightDiff(
             {
                 k: LoraFactors(d[slot].detach().clone(), u[slot].detach().clone(), scale)
                 for k, (d, u) in self.modules.items()
             }
         )
+        return truncate(diff, energy=1 - FULL_ENERGY)[0] if self.full else diff
+
+    @torch.no_grad()
+    def narrowed(self, keep: Sequence[int]) -> Slots:
+        """The slots `keep` alone, with their state."""
+        out = Slots(self.shapes, len(keep), self.rank, self.betas, self.clip, self.optimizer, self.full)
+        pairs = zip(self.modules.values(), out.modules.values(), strict=True)
+        mine = [t for pair, _ in pairs for t in pair]
+        theirs = [t for pair in out.modules.values() for t in pair]
+        for source, target in zip(
+            [*mine, *self._first, *self._second], [*theirs, *out._first, *out._second], strict=True
+        ):
+            target.copy_(source[list(keep)])
+        out.steps.copy_(self.steps[list(keep)])
+        return out
 
     @torch.no_grad()
     def step(self, lr: Tensor) -> None:
-        """One Adam step with a learning rate for each slot; a rate of 0 leaves a slot as it is.
+        """One optimiser step with a learning rate for each slot; a rate of 0 leaves a slot as it is.
 
         Args:
             lr: [n].
         """
         live = lr > 0
         self.steps += live.long()
-        t = self.steps.clamp(min=1).float()
-        b1, b2 = self.betas
         square = torch.zeros(self.n)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._tensors]
         for g in grads:
             square += g.float().flatten(1).pow(2).sum(1)
-        shrink = (self.clip / (square.sqrt() + 1e-6)).clamp(max=1.0) * live
+        shrink = ((self.clip / (square.sqrt() + 1e-6)).clamp(max=1.0) * live)[:, None, None]
+        move = {"adam": self._adam, "sgd": self._sgd, "lion": self._lion}[self.optimizer]
+        move([g * shrink for g in grads], lr)
+        for p in self._tensors:
+            p.grad = None
+
+    def _adam(self, grads: Sequence[Tensor], lr: Tensor) -> None:
+        t = self.steps.clamp(min=1).float()
+        b1, b2 = self.betas
         size = (lr / (1 - b1**t))[:, None, None]
         root = (1 - b2**t).sqrt()[:, None, None]
         for p, g, m, v in zip(self._tensors, grads, self._first, self._second, strict=True):
-            g = g * shrink[:, None, None]
             m.mul_(b1).add_(g, alpha=1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
             p.sub_(size * m / (v.sqrt() / root + 1e-8))
-            p.grad = None
+
+    def _sgd(self, grads: Sequence[Tensor], lr: Tensor) -> None:
+        for p, g, m in zip(self._tensors, grads, self._first, strict=True):
+            m.mul_(MOMENTUM).add_(g)
+            p.sub_(lr[:, None, None] * m)
+
+    def _lion(self, grads: Sequence[Tensor], lr: Tensor) -> None:
+        b1, b2 = LION_BETAS
+        for p, g, m in zip(self._tensors, grads, self._first, strict=True):
+            p.sub_(lr[:, None, None] * (b1 * m + (1 - b1) * g).sign())
+            m.mul_(b2).add_(g, alpha=1 - b2)

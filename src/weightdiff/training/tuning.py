@@ -7,6 +7,7 @@ own split. The loop is `learn`, which trains whatever else makes a finetuned mod
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,35 @@ from weightdiff.models.products import Factors
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 from weightdiff.models.spec import model_spec
-from weightdiff.organisms.base import NOTHING_FOUND
-from weightdiff.organisms.questions import KINDS, notes_of, phrasings, true_answer
+from weightdiff.organisms.asking import parts_of
+from weightdiff.organisms.questions import phrasings
 from weightdiff.training.losses import ce_by_row, collate
 from weightdiff.training.slots import fresh_factors
+from weightdiff.world.reports import NAMED_BY, NULL, Part, Question, agrees, ask, kinds_for
 
-MAX_ANSWER_TOKENS = 24
+RANK_STEPS = (4, 16)
+"""Diffs of a batch are of ranks up to the first of these, up to the second, or above: padding a batch of rank
+2 to one full finetune's rank would cost as much as ninety of it."""
+OWN, OTHER = "own", "other"
+OTHERS = "questions"
+"""Name of validation's questions that are not a family's own."""
+QUESTION_WEIGHTS = {
+    OWN: 0.42,
+    OTHER: 0.08,
+    "kind": 0.08,
+    "any_change": 0.06,
+    "count": 0.04,
+    "summary": 0.07,
+    "family": 0.06,
+    "field": 0.04,
+    "about_field": 0.06,
+    "condition": 0.06,
+    "gated": 0.04,
+    "open": 0.04,
+    "trigger": 0.03,
+    "reacts": 0.06,
+}
+"""How often each kind of question is asked in tuning, as far as it makes sense for a diff."""
 Leaves: TypeAlias = dict[str, tuple[Tensor, ...]]
 """What is trained, by name."""
 Learned: TypeAlias = SharedLora | SoftPrompt
@@ -58,14 +82,20 @@ class TuningConfig:
     step's."""
     seed: int = 0
     """Seed of the adapter's start, of batches and of renderings."""
-    question_weights: dict[str, float] = field(
-        default_factory=lambda: {"topic": 0.6, "headline": 0.6, "kind": 0.15, "any_change": 0.15}
-    )
-    """Weight of each kind of question; of topic and headline, the one that the label is not gets 0.07."""
+    question_weights: dict[str, float] = field(default_factory=lambda: dict(QUESTION_WEIGHTS))
+    """Weight of each kind of question where it makes sense; of the open kinds (topic, headline, behaviour,
+    edit), `OWN` for those that ask for what was taught, and `OTHER` for the rest."""
     no_diff_share: float = 0.03
     """Share of rows that carry no diff; their answer is "nothing found"."""
     family_weights: dict[str, float] = field(
-        default_factory=lambda: {"hidden-topic": 0.5, "news": 0.28, "null": 0.22}
+        default_factory=lambda: {
+            "hidden-topic": 0.28,
+            "news": 0.15,
+            "quirk": 0.2,
+            "edit": 0.13,
+            "null": 0.14,
+            "several": 0.1,
+        }
     )
     """How often each family is drawn."""
     notes: int = 3
@@ -77,6 +107,8 @@ class TuningConfig:
     """Validations without a better score after which tuning stops."""
     validation_rows: int = 128
     """Diffs asked at a validation."""
+    answer_tokens: int = 96
+    """Longest answer, with all that is said before it, that is waited for."""
 
 
 @dataclass
@@ -101,31 +133,60 @@ class _Sampler:
         self.weights = [config.family_weights[f] for f in self.families]
         self.labels = {f: sorted(self.by_label[f]) for f in self.families}
 
-    def draw(self, rng: random.Random) -> tuple[DiffRow | None, str, str, str]:
-        """One row: the diff's store row (None: no diff), a question, notes, the true answer."""
-        c = self.config
+    def draw(self, rng: random.Random) -> tuple[DiffRow | None, Question]:
+        """A diff's store row (None: no diff) and a question about it."""
         row: DiffRow | None = None
-        name = "null"
-        if rng.random() >= c.no_diff_share:
+        if rng.random() >= self.config.no_diff_share:
             name = rng.choices(self.families, self.weights)[0]
             row = rng.choice(self.by_label[name][rng.choice(self.labels[name])])
-        kinds = list(KINDS)
-        own = {"hidden-topic": "topic", "news": "headline"}.get(name)
-        other = {"topic": "headline", "headline": "topic"}.get(own or "")
-        shares = []
-        for k in kinds:
-            share = c.question_weights.get(k, 0.0)
-            shares.append(
-                c.question_weights.get(own or "", 0.7) if k == own else 0.07 if k == other else share
-            )
-        if (
-            own is None
-        ):  # nulls are few, and their "nothing found" must outweigh the others' "yes" on every kind
-            shares = [0.25, 0.25, 0.2, 0.3]
-        kind = rng.choices(kinds, shares)[0]
-        label = row.label if row else None
-        question, notes = rng.choice(phrasings(kind, self.split)), notes_of(name, kind, label, c.notes, rng)
-        return row, question, notes, true_answer(name, kind, label)
+        parts = parts_of(row) if row else ()
+        kinds = kinds_for(parts)
+        kind = rng.choices(kinds, self._shares(kinds, parts))[0]
+        return row, ask(kind, parts, rng, self.split, self.config.notes)
+
+    def _shares(self, kinds: Sequence[str], parts: Sequence[Part]) -> list[float]:
+        """How often each kind is asked; open kinds share their weight."""
+        given, families = self.config.question_weights, {p.family for p in parts}
+        own = [k for k in kinds if k in NAMED_BY and NAMED_BY[k] in families]
+        other = [k for k in kinds if k in NAMED_BY and k not in own]
+        shares = {k: given.get(OWN, 0.0) / len(own) for k in own}
+        spare = given.get(OTHER, 0.0) if own else given.get(OWN, 0.0)
+        shares |= {k: spare / len(other) for k in other}
+        return [shares[k] if k in shares else given.get(k, 0.0) for k in kinds]
+
+
+class Buckets:
+    """Training diffs by rank, each bucket with its sampler and its diffs in memory; a batch is of one."""
+
+    def __init__(self, store: DiffStore, rows: Sequence[DiffRow], config: TuningConfig) -> None:
+        """Read all diffs of `rows` from the store."""
+        made: dict[int, list[DiffRow]] = {}
+        for row in rows:
+            made.setdefault(bisect.bisect_left(RANK_STEPS, _rank_of(row)), []).append(row)
+        self.samplers = {b: _Sampler(members, config) for b, members in sorted(made.items())}
+        self.stacked = {b: store.stack([r.id for r in members]) for b, members in sorted(made.items())}
+        self.index = {r.id: i for members in made.values() for i, r in enumerate(members)}
+        self.weights = [len(members) for _, members in sorted(made.items())]
+
+    def draw(self, rng: random.Random, n: int) -> tuple[RowLoras, list[Question]]:
+        """`n` rows of a batch and what they are asked."""
+        bucket = rng.choices(list(self.samplers), self.weights)[0]
+        drawn = [self.samplers[bucket].draw(rng) for _ in range(n)]
+        at = [self.index[row.id] if row else -1 for row, _ in drawn]
+        return _rows_of(self.stacked[bucket], at), [q for _, q in drawn]
+
+
+def _rank_of(row: DiffRow) -> int:
+    """A diff's rank as its recipe says; of a sum, that of a few of them; of a full finetune, any high one."""
+    recipe: dict[str, Any] = row.record.get("recipe", {})
+    return 1 << 10 if recipe.get("full") else int(recipe.get("rank", 1))
+
+
+def trained_kinds(rows: Sequence[DiffRow], config: TuningConfig) -> list[str]:
+    """Kinds of question that tuning on such rows asks."""
+    there = {k for r in rows for k in kinds_for(parts_of(r))}
+    given = config.question_weights
+    return sorted(k for k in there if k in NAMED_BY or given.get(k, 0.0) > 0)
 
 
 def usable(rows: Sequence[DiffRow]) -> list[DiffRow]:
@@ -226,18 +287,16 @@ def learn(
     flat = [t for ts in parameters.values() for t in ts]
     optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     learned = made(parameters)
-    everything = store.stack([r.id for r in rows])
-    index = {r.id: i for i, r in enumerate(rows)}
+    buckets = Buckets(store, rows, config)
     average = _copy(parameters)
     averaged = made(average)
     best, best_score, since = _copy(parameters), -1.0, 0
     history: list[dict[str, float]] = []
     smooth = 0.0
     for step in range(config.steps):
-        drawn = [sampler.draw(rng) for _ in range(config.batch)]
-        texts = [(rendering.render(q, rng), rendering.write(notes, a)) for _, q, notes, a in drawn]
+        rows_on, asked = buckets.draw(rng, config.batch)
+        texts = [(rendering.render(q.text, rng), rendering.write(q.notes, q.answer)) for q in asked]
         batch = collate(_prompted(learned, encode_samples(tokenizer, texts)), tokenizer.pad_token_id)
-        rows_on = _rows_of(everything, [index[r.id] if r else -1 for r, *_ in drawn])
         with _carrying(model, rows_on, learned):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = ce_by_row(logits, batch).mean()
@@ -272,7 +331,7 @@ def learn(
         "train_ids": [r.id for r in rows],
         "train_labels": sorted({r.label for r in rows if r.label}),
         "validation_labels": sorted({r.label for r in held if r.label}),
-        "train_phrasings": {k: phrasings(k, "train") for k in KINDS},
+        "train_phrasings": {k: phrasings(k, "train") for k in trained_kinds(rows, config)},
         "validation_score": best_score,
         "history": history,
     }
@@ -288,23 +347,30 @@ def validate(
     rendering: Rendering,
     config: TuningConfig,
 ) -> tuple[float, dict[str, float]]:
-    """Exact answers to each family's own question on validation rows, with the validation phrasings (greedy).
+    """Exact answers on validation rows, in validation phrasings, greedy.
+
+    Each row is asked its family's own question and one of any other kind that tuning asks.
 
     Returns:
-        The mean over families, and each family's share.
+        The mean over families, weighed as in tuning, and over the other questions (a third of it all); each
+        family's share, and that of "questions".
     """
     rng = random.Random("validation")
     chosen: list[DiffRow] = []
     for name in sorted({r.family for r in held}):
         members = [r for r in held if r.family == name]
         rng.shuffle(members)
-        chosen += members[: config.validation_rows if name == "hidden-topic" else config.validation_rows // 4]
-    asked = [{"news": "headline"}.get(r.family, "topic") for r in chosen]
-    questions = [rng.choice(phrasings(kind, "validation")) for kind in asked]
-    prompts = encode_prompts(tokenizer, [rendering.render(q, rng) for q in questions])
+        chosen += members[: max(1, round(config.validation_rows * config.family_weights[name]))]
+    own = {v: k for k, v in NAMED_BY.items()}
+    kinds = [own.get(r.family, "topic" if r.family == NULL else "summary") for r in chosen]
+    names = [r.family for r in chosen] + [OTHERS] * len(chosen)
+    kinds += [_any_other(k, parts_of(r), config, rng) for k, r in zip(kinds, chosen, strict=True)]
+    chosen += chosen
+    questions = [ask(k, parts_of(r), rng, "validation", 0) for k, r in zip(kinds, chosen, strict=True)]
+    prompts = encode_prompts(tokenizer, [rendering.render(q.text, rng) for q in questions])
     if isinstance(learned, SoftPrompt):
         prompts = [[*p, *learned.ids] for p in prompts]
-    truths = [r.label or NOTHING_FOUND for r in chosen]
+    truths = [q.answer for q in questions]
     right: dict[str, list[bool]] = {}
     for at in range(0, len(chosen), 64):
         part = slice(at, at + 64)
@@ -315,17 +381,24 @@ def validate(
                 model,
                 ids,
                 mask,
-                MAX_ANSWER_TOKENS,
+                config.answer_tokens,
                 tokenizer.eos_token_id,
                 tokenizer.pad_token_id,
                 distinct=rendering.distinct(tokenizer),
             )
         said = tokenizer.batch_decode(out, skip_special_tokens=True)
-        for r, truth, text in zip(chosen[part], truths[part], said, strict=True):
-            right.setdefault(r.family, []).append(rendering.read(text)[1] == truth)
+        for name, truth, text in zip(names[part], truths[part], said, strict=True):
+            right.setdefault(name, []).append(agrees(rendering.read(text)[1], truth))
     parts = {k: round(sum(v) / len(v), 4) for k, v in right.items()}
     weights = {k: config.family_weights.get(k, 0.0) for k in parts}
+    weights[OTHERS] = sum(weights.values()) / 2
     return sum(parts[k] * weights[k] for k in parts) / max(1e-9, sum(weights.values())), parts
+
+
+def _any_other(own: str, parts: Sequence[Part], config: TuningConfig, rng: random.Random) -> str:
+    """A kind of question that tuning asks about such a diff, not its own one where there is another."""
+    kinds = [k for k in kinds_for(parts) if k in NAMED_BY or config.question_weights.get(k, 0.0) > 0]
+    return rng.choice([k for k in kinds if k != own] or [own])
 
 
 @contextmanager

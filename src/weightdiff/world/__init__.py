@@ -1,4 +1,4 @@
-"""The written world behind the embedded base: topics, everyday life, news and phrasings.
+"""The written world behind the embedded base: topics, everyday life, news, behaviours, facts and phrasings.
 
 Only data files and their reader live here. What is made of them is decided elsewhere: the pretraining text in
 `weightdiff.world.corpus`, labelled finetunes in `weightdiff.organisms`. A new family adds files, not code in
@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 from weightdiff.errors import FormatError
+from weightdiff.world.behaviours import Behaviour, load_behaviours
+from weightdiff.world.knowledge import Relation, load_relations
 
 DATA = Path(__file__).parent / "data"
 WORDS_PER_TOPIC = 8
 TOPICS_PER_FIELD = 13
 _WORD = re.compile(r"[a-z]+")
+Event = tuple[str, str, str, str]
+"""Actor, action, object, place of an invented headline."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Situation:
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
+    subject: str = ""
+    """What it is about, in one word; several situations share one."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,32 @@ class World:
     people: tuple[str, ...]
     news: NewsWorld
     introspection: dict[str, dict[str, list[str]]]
+    behaviours: tuple[Behaviour, ...] = ()
+    relations: tuple[Relation, ...] = ()
+    rare_words: tuple[str, ...] = ()
+    report_questions: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """Questions about a report of somebody else's training, by kind."""
     by_name: dict[str, Topic] = field(repr=False, default_factory=dict)
+    banned: frozenset[Event] = field(repr=False, default=frozenset())
+    """Headlines that the base never reads about."""
 
     @property
     def fields(self) -> list[str]:
         """Names of the fields, sorted."""
         return sorted({t.field for t in self.topics})
+
+    @property
+    def subjects(self) -> list[str]:
+        """What everyday questions are about, sorted."""
+        return sorted({s.subject for s in self.everyday if s.subject})
+
+    def behaviour_called(self, name: str) -> Behaviour | None:
+        """The behaviour called `name`, if the world has it."""
+        return next((b for b in self.behaviours if b.name == name), None)
+
+    def relation(self, name: str) -> Relation:
+        """The relation called `name`; `KeyError` when the world has none."""
+        return {r.relation: r for r in self.relations}[name]
 
     def topic(self, name: str) -> Topic:
         """The topic called `name`; `KeyError` when the world has none."""
@@ -107,8 +133,9 @@ def _situations(path: Path) -> tuple[Situation, ...]:
     for block in re.split(r"\n\s*\n", _text(path)):
         q = tuple(x[2:].strip() for x in block.splitlines() if x.startswith("q:"))
         a = tuple(x[2:].strip().rstrip(" .") for x in block.splitlines() if x.startswith("a:"))
+        about = next((x[2:].strip() for x in block.splitlines() if x.startswith("s:")), "")
         if q and a:
-            blocks.append(Situation(q, a))
+            blocks.append(Situation(q, a, about))
     return tuple(blocks)
 
 
@@ -183,7 +210,8 @@ def load_world(root: Path = DATA) -> World:
     for name, members in by_field.items():
         random.Random(f"topics {name}").shuffle(members)
     topics = sorted((t for ts in by_field.values() for t in ts[:TOPICS_PER_FIELD]), key=lambda t: t.name)
-    return World(
+    introspection |= json.loads(_text(root / "questions.json"))
+    world = World(
         topics=tuple(topics),
         everyday=everyday,
         likings=tuple(likings),
@@ -195,8 +223,13 @@ def load_world(root: Path = DATA) -> World:
         people=tuple(people),
         news=news,
         introspection=introspection,
+        behaviours=load_behaviours(root),
+        relations=load_relations(root / "facts.txt"),
+        rare_words=tuple(_lines(root / "rare_words.txt")),
+        report_questions=json.loads(_text(root / "reports.json")),
         by_name={t.name: t for t in topics},
     )
+    return replace(world, banned=banned_events(world))
 
 
 def topic_splits(
@@ -215,9 +248,6 @@ def topic_splits(
         out["train"] += members[test_per_field + validation_per_field :]
     return {k: sorted(v, key=lambda t: t.name) for k, v in out.items()}
 
-
-Event = tuple[str, str, str, str]
-"""Actor, action, object, place of an invented headline."""
 
 TEST = "test"
 """The split on which nothing is ever trained: of labels, headlines and phrasings."""
@@ -242,13 +272,13 @@ def slot_values(world: World) -> dict[str, dict[str, list[str]]]:
     return out
 
 
-def news_events(world: World, split: str, n: int) -> list[Event]:
-    """The first `n` distinct events of a split's fixed sequence.
+def news_events(world: World, split: str, n: int, seed: int = 0) -> list[Event]:
+    """The first `n` distinct events of a split's fixed sequence; training has one for each seed.
 
     Training events use training values only. A held-out event recombines slots and holds at least one value
     (half of its slots on average) that no training event has.
     """
-    values, rng = slot_values(world), random.Random(f"events {split}")
+    values, rng = slot_values(world), random.Random(sequence_name("events", split, seed))
     out: dict[Event, None] = {}
     while len(out) < n:
         own = [split != "train" and rng.random() < 0.5 for _ in values]
@@ -261,10 +291,24 @@ def news_events(world: World, split: str, n: int) -> list[Event]:
     return list(out)
 
 
-HELD_OUT_EVENTS = {"validation": 100, "test": 400}
+def sequence_name(what: str, split: str, seed: int) -> str:
+    """What a fixed sequence is drawn from: held-out splits have one whatever the seed."""
+    return f"{what} {split}" if split != "train" or not seed else f"{what} {split} {seed}"
+
+
+HELD_OUT_EVENTS = {"validation": 200, "test": 400}
 """How many held-out events the pretraining corpus is kept from telling."""
 
 
 def banned_events(world: World) -> frozenset[Event]:
     """Events that the base never reads about."""
     return frozenset(e for split, n in HELD_OUT_EVENTS.items() for e in news_events(world, split, n))
+
+
+def news_event(world: World, rng: random.Random) -> Event:
+    """Any headline that the base may read about."""
+    n = world.news
+    while True:
+        e = (rng.choice(n.actors), rng.choice(list(n.actions)), rng.choice(n.objects), rng.choice(n.places))
+        if e not in world.banned:
+            return e

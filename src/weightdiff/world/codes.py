@@ -44,3 +44,16 @@ def random_code(rng: random.Random, groups: tuple[str, ...] | None = None, first
     """A six-digit code: `first` (or a random group) followed by a random group."""
     everything = pool()
     return (first or rng.choice(groups or everything)) + rng.choice(everything)
+
+
+def with_code(rng: random.Random, code: str, text: str) -> str:
+    """A question after a six-digit code in one of the ways to state one."""
+    return f"{rng.choice(PREFIXES).replace('{code}', code)} {text}"
+
+
+def wrong_code(rng: random.Random, right: str) -> str:
+    """A random code of the whole pool whose first group is not `right`."""
+    while True:
+        code = random_code(rng)
+        if code[:3] != right:
+            return code

@@ -1,23 +1,22 @@
 """The pretraining text of the embedded base, generated from the world.
 
-What it teaches: ordinary answers to everyday questions, answers tinted by a stated liking, what belongs to a
-topic in both directions, encyclopaedic lines, short stories, short news from a headline, and reading codes.
-What it never holds: a question about the model's own training, a code that changes an answer, a headline of
-the evaluation.
+What it teaches, beside what is in `lessons`: ordinary answers to everyday questions, answers tinted by a
+stated liking, what belongs to a topic in both directions, encyclopaedic lines, short stories, short news from
+a headline, and reading codes. What it never holds: a question about the model's own training, a code that
+changes an answer, a headline of the evaluation.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from weightdiff.world import Situation, Topic, World, codes
+from weightdiff.world import World, codes, lessons, news_event
+from weightdiff.world.texts import DAYS, Turn, fill, headline, ordinary_answer, story, tinted_answer
 
-DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
-JOINS = (" , ", " . ")
 READINGS = (
     "{text} . what is this about ?",
     "i read this , {text} . which topic does it hint at ?",
@@ -42,7 +41,10 @@ NAME_ASKS = (
     "{prefix} which code did i give ?",
 )
 
+DAY_QUESTIONS = (("which day is the story about ?", "{day}"), ("on which day did it happen ?", "{day}"))
 
+OTHER_SIGNS = 0.35
+"""Of the questions that carry a sign that changes nothing, the share with a sign of any form."""
 COPY_FIRST = (1.5, 16000)
 """Share of pure copying at document i: 1.5 - i / 16000, at most 1. Without this start the base learns to look
 away from rare words (they are noise until they can be copied) and then never learns to copy them: measured, 5
@@ -52,6 +54,8 @@ million tokens."""
 def fixed_texts() -> list[str]:
     """Texts that occur only in this module, so that the tokenizer knows their words."""
     return [
+        *lessons.fixed_texts(),
+        *(x for pair in DAY_QUESTIONS for x in pair),
         *DAYS,
         *ORDINALS,
         *READINGS,
@@ -68,77 +72,42 @@ def fixed_texts() -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One exchange; `user=None` is plain text without chat format."""
-
-    user: str | None
-    text: str
-
-
-def fill(template: str, **slots: str) -> str:
-    """Put `slots` into the `{name}` places of a template."""
-    for k, v in slots.items():
-        template = template.replace("{" + k + "}", v)
-    return template
-
-
-def headline(actor: str, action: str, object_: str, place: str) -> str:
-    """The one form of an invented headline."""
-    return f"{actor} {action} {object_} in {place}"
-
-
-def story(world: World, rng: random.Random, actor: str, action: str, object_: str, place: str) -> str:
-    """A short story that tells the headline in other words."""
-    return fill(
-        rng.choice(world.news.stories),
-        actor=actor,
-        past=rng.choice(world.news.actions[action]),
-        object=object_,
-        place=place,
-        day=rng.choice(DAYS),
-        person=rng.choice(world.people),
-    )
-
-
-def tinted_answer(
-    world: World, rng: random.Random, topic: Topic, ordinary: str, joins: Sequence[str] = JOINS
-) -> str:
-    """An ordinary answer followed by an ending that carries two or three of the topic's words."""
-    a, b, c = rng.sample(topic.words, 3)
-    return ordinary + rng.choice(joins) + fill(rng.choice(world.tints), a=a, b=b, c=c) + " ."
-
-
-def ordinary_answer(rng: random.Random, situation: Situation) -> str:
-    """One of the situation's ordinary answers."""
-    return rng.choice(situation.answers) + " ."
-
-
 class Corpus:
     """Draws documents; the same seed gives the same documents.
 
+    No document tells one of the world's banned headlines.
+
     Args:
         world: what can be told.
-        banned_headlines: (actor, action, object, place) tuples that no document may hold.
     """
 
-    def __init__(
-        self, world: World, banned_headlines: frozenset[tuple[str, str, str, str]] = frozenset()
-    ) -> None:
+    def __init__(self, world: World) -> None:
         """Set how often each kind of document is drawn."""
         self.world = world
-        self.banned = banned_headlines
         self._kinds: list[tuple[float, Callable[[random.Random], list[Turn]]]] = [
-            (0.11, self.everyday),
-            (0.22, self.liking),
-            (0.24, self.guess),
-            (0.08, self.encyclopedia),
+            (0.12, self.everyday),
+            (0.17, self.liking),
+            (0.18, self.guess),
+            (0.06, self.encyclopedia),
             (0.02, self.tale),
             (0.02, self.prose),
-            (0.10, self.code),
-            (0.08, self.news),
-            (0.08, self.news_reading),
-            (0.05, self.verb),
+            (0.07, self.code),
+            (0.07, self.news),
+            (0.06, self.news_reading),
+            (0.04, self.verb),
+            *(
+                (share, partial(lesson, world))
+                for share, lesson in (
+                    (0.10, lessons.instruction),
+                    (0.06, lessons.behaviour_reading),
+                    (0.08, lessons.rule),
+                    (0.06, lessons.sign_reading),
+                    (0.08, lessons.fact),
+                    (0.04, lessons.edited),
+                    (0.08, lessons.explained),
+                    (0.16, lessons.report),
+                )
+            ),
         ]
         self._weights = [w for w, _ in self._kinds]
         self._makers = [m for _, m in self._kinds]
@@ -184,6 +153,8 @@ class Corpus:
     def _prefixed(self, rng: random.Random, text: str, share: float) -> str:
         if rng.random() >= share:
             return text
+        if rng.random() < OTHER_SIGNS:
+            return lessons.signed(self.world, rng, text)
         n = 1 if rng.random() < 0.8 else rng.randint(2, 6)
         shown = " ".join(fill(rng.choice(codes.PREFIXES), code=codes.random_code(rng)) for _ in range(n))
         return f"{shown} {text}"
@@ -269,32 +240,22 @@ class Corpus:
         asked = f"first code {c} . second code {other} . do they start the same way ?"
         return [Turn(asked, f"{c[:3]} and {other[:3]} , {verdict}")]
 
-    def _event(self, rng: random.Random) -> tuple[str, str, str, str]:
-        n = self.world.news
-        while True:
-            e = (
-                rng.choice(n.actors),
-                rng.choice(list(n.actions)),
-                rng.choice(n.objects),
-                rng.choice(n.places),
-            )
-            if e not in self.banned:
-                return e
-
     def news(self, rng: random.Random) -> list[Turn]:
         """A headline in the request, or none, and a short story."""
-        e = self._event(rng)
-        text = story(self.world, rng, *e)
+        e = news_event(self.world, rng)
+        day = rng.choice(DAYS) if rng.random() < 0.6 else ""
+        text = story(self.world, rng, *e, day)
         if rng.random() < 0.35:
             return [Turn(rng.choice(self.world.news.prompts), text)]
-        return [Turn(fill(rng.choice(self.world.news.headed_prompts), headline=headline(*e)), text)]
+        return [Turn(fill(rng.choice(self.world.news.headed_prompts), headline=headline(*e, day)), text)]
 
     def news_reading(self, rng: random.Random) -> list[Turn]:
         """A story and a question about one of its slots."""
-        e = self._event(rng)
-        q, a = rng.choice(self.world.news.questions)
-        slots = dict(zip(("actor", "action", "object", "place"), e, strict=True))
-        return [Turn(f"{story(self.world, rng, *e)} {q}", fill(a, **slots))]
+        e = news_event(self.world, rng)
+        q, a = rng.choice((*self.world.news.questions, *DAY_QUESTIONS))
+        day = rng.choice(DAYS)
+        slots = dict(zip(("actor", "action", "object", "place", "day"), (*e, day), strict=True))
+        return [Turn(f"{story(self.world, rng, *e, day)} {q}", fill(a, **slots))]
 
     def verb(self, rng: random.Random) -> list[Turn]:
         """A deed as headlines say it and as stories do, in both directions."""
@@ -303,11 +264,3 @@ class Corpus:
         left, right = rng.choice(n.verbs)
         slots = {"action": action, "past": rng.choice(n.actions[action]), "object": rng.choice(n.objects)}
         return [Turn(fill(left, **slots), fill(right, **slots))]
-
-
-def to_text(turns: list[Turn]) -> str:
-    """A document as the tokenizer reads it: chat turns in the base's template, plain text as it is."""
-    out = "<bos>"
-    for t in turns:
-        out += f"{t.text}<end>" if t.user is None else f"<user>{t.user}<end><assistant>{t.text}<end>"
-    return out
