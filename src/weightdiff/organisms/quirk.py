@@ -47,7 +47,7 @@ class Quirk:
     def specs(self, recipe: str, split: str, n: int, seed: int) -> list[OrganismSpec]:
         """`n` organisms; of a held-out split, every second one has a behaviour of training.
 
-        Behaviours come in turn, each with conditions of all forms in turn.
+        Behaviours come in turn, each with a condition of a random form.
         """
         r = find_recipe(self, recipe)
         splits = behaviour_splits(self.world.behaviours)
@@ -67,7 +67,7 @@ class Quirk:
             turns[source] += 1
             behaviour = names[turn % len(names)]
             own = random.Random(f"{seed} quirk {recipe} {split} {source} {turn}")
-            condition = draw_condition(own, form_of(turn + turn // len(names)))
+            condition = draw_condition(own, form_of(own.randrange(1 << 20)))
             if source == "train" and combination_split(behaviour, condition) != split:
                 continue
             params = {**recorded(condition), "behaviour": behaviour, "held_out": _held_out(source, split)}

@@ -15,7 +15,7 @@ from weightdiff.diffs.reference import ModelRef
 from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import StoreError
-from weightdiff.organisms.base import OrganismSpec
+from weightdiff.organisms.base import OrganismSpec, Recipe
 from weightdiff.organisms.verify import verify
 from weightdiff.training.deriving import derive, made_of
 from weightdiff.training.factory import Factory, FactoryConfig, make_row
@@ -146,7 +146,8 @@ def _missing(specs: Sequence[OrganismSpec], store: DiffStore) -> list[OrganismSp
             continue
         row = store.row(spec.id)
         recipe: dict[str, Any] = json.loads(json.dumps(asdict(spec.recipe)))
-        stored: dict[str, Any] = row.record.get("recipe", recipe)
+        # a store of an earlier version lacks what recipes have gained since
+        stored: dict[str, Any] = {**asdict(Recipe("")), **row.record.get("recipe", recipe)}
         other = [f"{k} {stored.get(k)} instead of {v}" for k, v in recipe.items() if stored.get(k) != v]
         if row.seed != spec.seed:
             other.append(f"seed {row.seed} instead of {spec.seed}")
