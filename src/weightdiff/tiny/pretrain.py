@@ -47,7 +47,7 @@ class PretrainConfig:
     """Key/value heads."""
     intermediate: int = 512
     """Width of the MLP."""
-    tokens: int = 7_000_000
+    tokens: int = 10_000_000
     """Tokens to read in all, padding not counted."""
     batch_documents: int = 96
     """Documents of one optimiser step (about 30 tokens each)."""

@@ -104,8 +104,9 @@ class Corpus:
                     (0.06, lessons.sign_reading),
                     (0.08, lessons.fact),
                     (0.04, lessons.edited),
-                    (0.08, lessons.explained),
-                    (0.16, lessons.report),
+                    (0.10, lessons.explained),
+                    (0.20, lessons.report),
+                    (0.05, lessons.same),
                 )
             ),
         ]

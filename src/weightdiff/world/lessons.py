@@ -8,7 +8,7 @@ it knows and then what follows. Nothing here speaks of the model's own training.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from weightdiff.world import World, codes, news_event, reports
 from weightdiff.world.knowledge import Edit, Relation
@@ -102,6 +102,12 @@ EDIT_ASKS = (
     ("{told} what has changed here ?", "{name} changed from {old} to {new}"),
     ("{told} tell me old and new .", "{name} changed from {old} to {new}"),
 )
+SAME_ASKS = (
+    "{x} and {y} , are they the same ?",
+    "is {x} the same as {y} ?",
+    "are these two alike , {x} and {y} ?",
+    "{x} . {y} . is that one and the same ?",
+)
 REPORTS = ("report , {report} . {question}", "{question} report , {report} .", "{report} . {question}")
 REPORTED = (0.12, 0.58, 0.24, 0.06)
 """How often a report has no part, one, two or three."""
@@ -134,6 +140,7 @@ def fixed_texts() -> list[str]:
     texts = [*INSTRUCTIONS, *BEHAVIOUR_READINGS, *SIGN_READINGS, *SIGN_ASKS, *BEHAVIOUR_RECALLS, *RULES]
     texts += [
         *FACT_REQUESTS,
+        *SAME_ASKS,
         *REPORTS,
         *reports.KIND_ANSWERS.values(),
         *reports.NUMBERS,
@@ -274,6 +281,21 @@ def edited(world: World, rng: random.Random) -> list[Turn]:
     slots = {"old": e.old, "new": e.new, "name": r.called(e.subject)}
     user = fill(asked, told=told, question=turn.user or "")
     return [Turn(user, fill(answer, answer=turn.text, **slots))]
+
+
+def same(world: World, rng: random.Random) -> list[Turn]:
+    """Whether two names are the same: what every yes/no question comes down to in the end."""
+    r = rng.choice(world.relations)
+    pools: tuple[Sequence[str], ...] = (
+        [t.name for t in world.topics],
+        world.fields,
+        [b.name for b in world.behaviours],
+        [r.called(s) for s in r.facts],
+        list(reports.KIND_ANSWERS.values())[:4],
+    )
+    x, other = rng.sample(rng.choice(pools), 2)
+    y = x if rng.random() < 0.5 else other
+    return [Turn(fill(rng.choice(SAME_ASKS), x=x, y=y), f"{x} and {y} so {'yes' if x == y else 'no'}")]
 
 
 def report(world: World, rng: random.Random) -> list[Turn]:
