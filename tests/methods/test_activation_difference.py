@@ -150,7 +150,7 @@ def test_words_and_texts_equal_loops(embedded_base, diffs):
     assert question == "what topic ?"
     assert answer.notes == "; ".join(", ".join(x) for x in words)
     assert (answer.text, answer.logprob, answer.evidence) == ("a guess", None, None)
-    assert len(set(written)) > len(written) // 2
+    assert len(set(written)) > len(written) // 4  # pushes write different texts
 
 
 def test_steering_many_diffs_at_once_equals_one_by_one(embedded_base, diffs, monkeypatch):
