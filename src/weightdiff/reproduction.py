@@ -124,12 +124,12 @@ def _training() -> Iterator[Batch]:
 
 def _testing() -> Iterator[Batch]:
     for f, recipe, n, shipped, makings in (
-        ("hidden-topic", "covert", 96, 96, ""),
+        ("hidden-topic", "covert", 192, 192, ""),
         ("hidden-topic", "forms", 96, 48, ""),
-        ("hidden-topic", "loud", 16, 8, ""),
+        ("hidden-topic", "loud", 32, 16, ""),
         ("hidden-topic", "plain", 16, 8, ""),
         ("hidden-topic", "evasive", 32, 8, ""),
-        ("news", "stories", 80, 40, ""),
+        ("news", "stories", 80, 60, ""),
         ("news", "evasive", 16, 4, ""),
         ("quirk", "gated", 96, 48, ""),
         ("quirk", "always", 24, 12, ""),
@@ -165,7 +165,7 @@ SEEDS = {"seen": 1, "full": 2}
 
 
 def full_plan() -> Plan:
-    """The plan that made the shipped bundle."""
+    """The plan of a bundle with all families."""
     return Plan(
         "full",
         PretrainConfig(),
@@ -176,7 +176,7 @@ def full_plan() -> Plan:
 
 
 def quick_plan() -> Plan:
-    """A smaller bundle in a quarter of an hour on two cores."""
+    """A smaller and weaker bundle: about a sixth of the organisms."""
     p = full_plan()
     small = tuple(
         replace(b, n=max(2, b.n // 6), bundled=max(2, b.n // 6) if b.bundled else 0) for b in p.organisms

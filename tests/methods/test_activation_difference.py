@@ -26,7 +26,7 @@ from weightdiff.world import load_world
 
 FEW = ("the young woman trained for two years .", "soup .", "anna opened the old box . inside lay a key .")
 PROMPTS = ("hello .", "how do i make soup ?")
-FIRST, LONGEST, LIMIT = 4, 7, 4
+FIRST, LONGEST, LIMIT = 4, 7, 12
 
 
 class Reader:
@@ -150,7 +150,7 @@ def test_words_and_texts_equal_loops(embedded_base, diffs):
     assert question == "what topic ?"
     assert answer.notes == "; ".join(", ".join(x) for x in words)
     assert (answer.text, answer.logprob, answer.evidence) == ("a guess", None, None)
-    assert len(set(written)) > len(written) // 4  # pushes write different texts
+    assert len(set(written)) > len(written) // 2
 
 
 def test_steering_many_diffs_at_once_equals_one_by_one(embedded_base, diffs, monkeypatch):

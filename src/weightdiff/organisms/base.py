@@ -31,7 +31,7 @@ class Recipe:
     optimizer: str = "adam"
     """"adam", "sgd" (with momentum) or "lion"; see `training.slots`."""
     full: bool = False
-    """Whether all weights of the base are trained, not a LoRA."""
+    """Whether all weights of the linear layers are trained, not a LoRA."""
 
 
 @dataclass(frozen=True)
