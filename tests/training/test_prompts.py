@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -99,24 +100,28 @@ def test_rows_are_the_adapters(embedded_base, random_store, drawn):
 def test_validation_reads_the_soft_tokens_after_validation_phrasings(
     embedded_base, random_store, monkeypatch
 ):
-    asked, real = [], tuning.generate
+    asked, worded = [], []
+    decode, encode = tuning.generate, tuning.encode_prompts
     monkeypatch.setattr(
         tuning,
         "generate",
-        lambda model, ids, *a, **k: asked.extend(ids.tolist()) or real(model, ids, *a, **k),
+        lambda model, ids, *a, **k: asked.extend(ids.tolist()) or decode(model, ids, *a, **k),
     )
+    monkeypatch.setattr(tuning, "encode_prompts", lambda t, q: worded.extend(q) or encode(t, q))
     result = tuned(embedded_base, random_store)
     size = embedded_base.model.get_input_embeddings().weight.shape[0]
-    kinds = result.manifest["train_phrasings"]
-    starts = {p.split(" {")[0].split()[0] for k in kinds for p in phrasings(k, "validation")}
-    begun = [
-        embedded_base.tokenizer(f"<bos><user>{w}", add_special_tokens=False)["input_ids"] for w in starts
+    t, kinds = embedded_base.tokenizer, result.manifest["train_phrasings"]
+    patterns = [
+        ".+".join(map(re.escape, re.split(r"\{\w+\}", p))) for k in kinds for p in phrasings(k, "validation")
     ]
+    assert all(any(re.fullmatch(p, q) for p in patterns) for q in worded)
+    known = {
+        tuple(t(f"<bos><user>{q}<end><assistant>", add_special_tokens=False)["input_ids"]) for q in worded
+    }
     assert asked
     for ids in asked:
         assert ids[-3:] == [size, size + 1, size + 2]
-        plain = [t for t in ids[:-3] if t != embedded_base.tokenizer.pad_token_id]
-        assert plain[:3] in begun
+        assert tuple(x for x in ids[:-3] if x != t.pad_token_id) in known
     assert all({"score", "hidden-topic", "news", "null"} <= set(line) for line in result.history)
 
 
