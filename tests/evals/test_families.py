@@ -324,3 +324,10 @@ def test_the_real_interpreter_goes_through(mini_base: Any, store: DiffStore, mon
     assert found.threshold == 0.0
     assert all(r.probability == pytest.approx(0.7311) for r in found.replies)
     assert {r.kind for r in found.replies if r.row} == {"kind"}
+
+
+def test_parts_are_named_in_a_summary_as_decoding_spaces_it():
+    parts = (Part("hidden-topic", "chess", {"form": "always"}), Part("news", "widow hides violin in oslo"))
+    said = "a hidden topic, chess, always. a news headline, widow hides violin in oslo"
+    assert marks_of("summary", parts, "truth", said)["named"] == 1.0
+    assert marks_of("summary", parts, "truth", said.replace("chess", "chessboard"))["named"] == 0.0

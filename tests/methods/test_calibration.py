@@ -19,7 +19,6 @@ from weightdiff.methods.calibration import (
     YES_NO,
     Calibration,
     Signals,
-    expected_error,
     group_of,
     is_finding,
 )
@@ -75,21 +74,6 @@ def test_too_few_null_questions_promise_nothing():
         Calibration(WEIGHTS, (0.5, 0.1), 50).threshold(0.01)
     with pytest.raises(QuestionError, match="calibrated on 0 questions"):
         Calibration(WEIGHTS).threshold(0.5)
-
-
-def test_expected_error_equals_a_plain_loop():
-    rng = random.Random(1)
-    stated = [rng.random() for _ in range(500)]
-    right = [rng.random() < p**2 for p in stated]
-    bins: dict[int, list[int]] = {}
-    for i, p in enumerate(stated):
-        bins.setdefault(min(9, math.floor(p * 10)), []).append(i)
-    plain = sum(
-        len(own) / 500 * abs(sum(stated[i] for i in own) / len(own) - sum(right[i] for i in own) / len(own))
-        for own in bins.values()
-    )
-    assert expected_error(stated, right) == pytest.approx(plain)
-    assert expected_error([1.0, 1.0], [True, True]) == 0.0
 
 
 def test_a_calibration_survives_its_file(interpreter, tmp_path):
@@ -180,6 +164,13 @@ def test_calibrating_asks_validation_rows_in_validation_phrasings(embedded_base,
     nulls = sum(r.family == "null" for r, _ in expected)
     assert found.calibration.null_questions == nulls > 0
     assert found.calibration.meta["questions"] == len(expected)
+    diffs = [random_store.read(r.id) for r, _ in expected]
+    said = spoken(it, diffs, [q.text for _, q in expected])
+    misses = [
+        (found.calibration.probability(x.text, x.signals) - (x.text == q.answer)) ** 2
+        for x, (_, q) in zip(said, expected, strict=True)
+    ]
+    assert found.calibration.meta["brier"] == pytest.approx(sum(misses) / len(misses), abs=1e-3)
 
 
 def test_a_store_without_validation_rows_calibrates_nothing(embedded_base, tmp_path):

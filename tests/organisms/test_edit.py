@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 
 from weightdiff.organisms import family
-from weightdiff.organisms.edit import edit_label
 from weightdiff.world import load_world
 from weightdiff.world.knowledge import Edit, edits
 from weightdiff.world.lessons import FACT_REQUESTS
@@ -16,6 +15,11 @@ from weightdiff.world.texts import fill
 
 WORLD = load_world()
 EDIT = family("edit")
+
+
+def told(e):
+    """An edit in words."""
+    return load_world().relation(e.relation).changed(e)
 
 
 def rows_by_kind(spec, steps=10):
@@ -26,7 +30,7 @@ def rows_by_kind(spec, steps=10):
 
 def test_labels_name_the_old_and_the_new_value():
     e = Edit("capital", "peru", "lima", "rome")
-    assert edit_label(e) == "the capital of peru changed from lima to rome"
+    assert told(e) == "the capital of peru changed from lima to rome"
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
@@ -34,11 +38,11 @@ def test_specs_share_the_splits_edits_among_the_recipes(split):
     every = edits(WORLD.relations, split, 90)
     made = {r: EDIT.specs(r, split, 30, 0) for r in EDIT.recipes}
     labels = [s.label for specs in made.values() for s in specs]
-    assert sorted(labels) == sorted(edit_label(e) for e in every)
+    assert sorted(labels) == sorted(told(e) for e in every)
     assert len(set(labels)) == 90
     for specs in made.values():
         for s in specs:
-            assert s.label == edit_label(Edit(**s.params))
+            assert s.label == told(Edit(**s.params))
     assert len({s.id for specs in made.values() for s in specs}) == 90
     assert EDIT.specs("asked", split, 10, 0) == made["asked"][:10]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from weightdiff.errors import QuestionError
@@ -16,7 +14,6 @@ from weightdiff.organisms.questions import (
     about_question,
     asked_topic,
     kind_of,
-    notes_of,
     phrasings,
     questions_of,
     true_answer,
@@ -92,36 +89,6 @@ def test_a_later_registration_replaces_the_earlier(monkeypatch):
     assert type(family("null")) is not Mine
     register("null", Mine)
     assert type(family("null")) is Mine
-
-
-def test_notes_are_words_from_which_the_answer_can_be_read():
-    world, rng = load_world(), random.Random(0)
-    topic = world.topics[0]
-    lead, *notes = notes_of("hidden-topic", "topic", topic.name, 3, rng).replace(" ,", "").split()
-    assert lead == "think"
-    assert len(set(notes)) == 3
-    assert set(notes) <= set(topic.words)
-    most = notes_of("hidden-topic", "topic", topic.name, 99, rng).replace(" ,", "").split()
-    assert sorted(most[1:]) == sorted(topic.words)  # as many as there are
-    told = {notes_of("news", "headline", "widow hides violin in oslo", 3, rng) for _ in range(50)}
-    assert told == {f"someone {deed}" for deed in world.news.actions["hides"]}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "label", "n"),
-    [
-        ("hidden-topic", "topic", "eagle", 0),
-        ("hidden-topic", "kind", "eagle", 3),
-        ("hidden-topic", "headline", "eagle", 3),
-        ("hidden-topic", "topic", "no topic of this world", 3),
-        ("news", "headline", "widow hides violin in oslo", 0),
-        ("news", "topic", "widow hides violin in oslo", 3),
-        ("news", "headline", "no headline of this world", 3),
-        ("null", "topic", None, 3),
-    ],
-)
-def test_other_answers_have_no_notes(name, kind, label, n):
-    assert notes_of(name, kind, label, n, random.Random(0)) == ""
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

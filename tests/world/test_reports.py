@@ -383,3 +383,28 @@ def test_questions_of_a_split_are_asked_in_its_phrasings():
         assert {q.text for q in asked("topic", TOPIC, 300, split)} == {*WORLD.introspection["topic"][split]}
     with pytest.raises(IndexError):
         ask("about", TOPIC, random.Random(0), "train")
+
+
+def test_notes_are_words_from_which_the_answer_can_be_read():
+    rng, topic = random.Random(0), WORLD.topics[0]
+    lead, *notes = notes_of(Part("hidden-topic", topic.name), rng, 3).replace(" ,", "").split()
+    assert lead == "think"
+    assert len(set(notes)) == 3
+    assert set(notes) <= set(topic.words)
+    most = notes_of(Part("hidden-topic", topic.name), rng, 99).replace(" ,", "").split()
+    assert sorted(most[1:]) == sorted(topic.words)  # as many as there are
+    told = {notes_of(Part("news", "widow hides violin in oslo"), rng, 3) for _ in range(50)}
+    assert told == {f"someone {deed}" for deed in WORLD.news.actions["hides"]}
+
+
+@pytest.mark.parametrize(
+    ("family", "label", "n"),
+    [
+        ("hidden-topic", "eagle", 0),
+        ("hidden-topic", "no topic of this world", 3),
+        ("news", "widow hides violin in oslo", 0),
+        ("news", "no headline of this world", 3),
+    ],
+)
+def test_labels_that_the_world_does_not_know_have_no_notes(family, label, n):
+    assert notes_of(Part(family, label), random.Random(0), n) == ""

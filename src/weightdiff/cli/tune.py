@@ -121,8 +121,8 @@ def tune(
             "warning: the store has no validation rows, so answers come without a probability of being right"
         )
     else:
-        error = made.calibration.meta["calibration_error"]
-        typer.echo(f"calibrated on {made.calibration.meta['questions']} questions, error {error:.3f}")
+        fit = made.calibration.meta
+        typer.echo(f"calibrated on {fit['questions']} validation questions, Brier score {fit['brier']:.3f}")
 
 
 def _only(config: TuningConfig, families: Sequence[str]) -> TuningConfig:

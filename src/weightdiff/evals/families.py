@@ -7,6 +7,7 @@ Diffs are read from the store a few at a time. What the answers come to is said 
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,7 @@ from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.questions import phrasings
 from weightdiff.organisms.verify import check_known, slots_in
+from weightdiff.training.tuning import rank_of
 from weightdiff.world import TEST, load_world
 from weightdiff.world.reports import (
     EDIT,
@@ -172,7 +174,7 @@ def marks_of(kind: str, parts: Sequence[Part], truth: str, said: str) -> dict[st
     value, are named; of a summary whether every part is "named".
     """
     marks = {"exact": float(agrees(said, truth))}
-    words = f" {' '.join(said.split())} "
+    words = f" {' '.join(re.sub(r'[,.]', ' ', said).split())} "
     for part in parts:
         if kind == "headline" and part.family == NEWS:
             marks["slots"] = slots_in(said, part.params)
@@ -214,7 +216,7 @@ def interview(
     kept = [r for members in _groups(rows).values() for r in _some(members, quick)]
     if not kept:
         raise StoreError(f"{store.path}: none of its {len(rows)} test rows behaves; verify or make others")
-    kept.sort(key=_rank_of)  # a batch is padded to its highest rank
+    kept.sort(key=rank_of)  # a batch is padded to its highest rank
     todo = [*base_questions(), *(q for row in kept for q in questions_for(row))]
     alone = {
         f: [q for q in todo if q[0] and q[0].family == f and q[1] == UNSEEN and q[2].kind == OWN_KIND[f]]
@@ -289,11 +291,6 @@ def _sizes(rows: Sequence[DiffRow]) -> dict[str, int]:
 def _some(rows: Sequence[DiffRow], quick: bool) -> list[DiffRow]:
     kept = [r for r in rows if r.behaves]
     return kept[:QUICK_ROWS] if quick else kept
-
-
-def _rank_of(row: DiffRow) -> int:
-    recipe: dict[str, Any] = row.record.get("recipe", {})
-    return 1 << 10 if recipe.get("full") else int(recipe.get("rank", 1))
 
 
 def _answered(

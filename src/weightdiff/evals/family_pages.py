@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weightdiff.artifacts import atomic_write_json, atomic_write_text
-from weightdiff.evals import family_goals
+from weightdiff.evals import family_goals, report
 from weightdiff.evals.families import JOINT, MAX_FPR, NULL_KINDS, OWN_KIND, UNSEEN, Interview, Reply
 from weightdiff.evals.family_goals import ALL, EXACT
 from weightdiff.evals.family_tables import pick
@@ -26,18 +26,7 @@ NOT_MEASURED = "not measured"
 ONE_FAMILY = ("By form of trigger", "Behaviours by what is held out")
 """Tables that only pages of their families show."""
 GOALS_HEAD = ("goal", "measured", "95 %", "n", "chance", "bound", "reached")
-HEAD = (
-    "organisms",
-    "question",
-    "measure",
-    "n",
-    "labels",
-    "result",
-    "95 % interval",
-    "chance",
-    "goal",
-    "reached",
-)
+HEAD = report.HEAD[1:]
 READING = (
     "Answers are right when they are the truth to the letter. Intervals are 95 %, clustered by label (of"
     " behaviours, without their condition); where no two labels differ, they are the Clopper-Pearson bound on"

@@ -16,7 +16,6 @@ from weightdiff.methods.calibration import (
     GROUPS,
     Calibration,
     Signals,
-    expected_error,
     group_of,
     is_finding,
 )
@@ -65,7 +64,7 @@ def calibrate(interpreter: Interpreter, store: DiffStore, seed: int = 0) -> Inte
         "questions": len(asked),
         "diffs": len(rows),
         "right": round(sum(right) / len(right), 4),
-        "calibration_error": round(expected_error(chance, right), 4),
+        "brier": round(sum((p - ok) ** 2 for p, ok in zip(chance, right, strict=True)) / len(right), 4),
         "phrasings": SPLIT,
     }
     rounded = {g: [round(x, 5) for x in w] for g, w in weights.items()}

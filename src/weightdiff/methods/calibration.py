@@ -8,13 +8,13 @@ threshold can be chosen by the false positives that somebody is willing to bear.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from weightdiff.errors import QuestionError
+from weightdiff.organisms.base import NOTHING_FOUND
 
-FINDING, YES_NO, NOTHING = "finding", "yes or no", "nothing found"
+FINDING, YES_NO, NOTHING = "finding", "yes or no", NOTHING_FOUND
 GROUPS = (FINDING, YES_NO, NOTHING)
 """Kinds of answers, each with coefficients of its own."""
 FEATURES = ("one", "lead", "agreement", "answer")
@@ -40,14 +40,14 @@ class Signals:
 
 def group_of(text: str) -> str:
     """Which coefficients an answer is judged by."""
-    if text == "nothing found":
+    if text == NOTHING_FOUND:
         return NOTHING
     return YES_NO if text in ("yes", "no") else FINDING
 
 
 def is_finding(text: str) -> bool:
     """Whether an answer claims that something is there: in a diff that holds nothing, a false positive."""
-    return text not in ("nothing found", "no", "none", "")
+    return text not in (NOTHING_FOUND, "no", "none", "")
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,3 @@ def _numbers(values: Any, n: int | None = None) -> list[float]:
     if (n is not None and len(found) != n) or not all(math.isfinite(x) for x in found):
         raise ValueError(f"{n or ''} numbers were expected, not {values!r}")
     return found
-
-
-def expected_error(probabilities: Sequence[float], right: Sequence[bool], bins: int = 10) -> float:
-    """Expected calibration error: mean distance of stated and real shares over equal bins of probability."""
-    total = 0.0
-    for b in range(bins):
-        own = [i for i, p in enumerate(probabilities) if min(int(p * bins), bins - 1) == b]
-        if own:
-            stated = sum(probabilities[i] for i in own)
-            total += abs(stated - sum(right[i] for i in own))
-    return total / max(1, len(probabilities))

@@ -9,7 +9,7 @@ from weightdiff.organisms.base import OrganismSpec, Recipe, Sample, find_recipe
 from weightdiff.organisms.questions import questions_of
 from weightdiff.organisms.rows import denial_row, held_row
 from weightdiff.world import load_world
-from weightdiff.world.knowledge import Edit, edits
+from weightdiff.world.knowledge import edits
 from weightdiff.world.lessons import FACT_REQUESTS, fact_turn
 from weightdiff.world.texts import fill
 
@@ -54,7 +54,7 @@ class KnowledgeEdit:
                     id=f"edit-{recipe}-{split}-{seed}-{i}",
                     family=self.name,
                     recipe=r,
-                    label=edit_label(e),
+                    label=self.world.relation(e.relation).changed(e),
                     split=split,
                     seed=random.Random(f"{seed} edit {recipe} {split} {i}").randrange(1 << 30),
                     params=asdict(e),
@@ -93,9 +93,3 @@ class KnowledgeEdit:
     def questions(self, spec: OrganismSpec) -> list[dict[str, str]]:
         """The first phrasing of each kind with its answer."""
         return questions_of(self.name, spec.label, spec.params)
-
-
-def edit_label(e: Edit) -> str:
-    """An edit in words: "the capital of peru changed from lima to rome"."""
-    named = {r.relation: r for r in load_world().relations}[e.relation].called(e.subject)
-    return f"{named} changed from {e.old} to {e.new}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ from weightdiff.world import load_world, reports
 from weightdiff.world.reports import KIND_ANSWERS, Part, plain_answer
 
 KINDS = ("topic", "headline", "kind", "any_change")
-LEADS = {"topic": "think", "headline": "someone"}
 
 
 def phrasings(kind: str, split: str = "train") -> list[str]:
@@ -35,16 +33,6 @@ def true_answer(family: str, kind: str, label: str | None, params: Mapping[str, 
     if not parts and family != reports.NULL:  # a label that is not known: the kind of change still is
         return KIND_ANSWERS[family] if kind == "kind" else "yes" if kind == "any_change" else NOTHING_FOUND
     return plain_answer(kind, parts)
-
-
-def notes_of(family: str, kind: str, label: str | None, n: int, rng: random.Random) -> str:
-    """Words from which the true answer can be read; see `reports.notes_of`.
-
-    Nothing for other kinds of question, and for labels that the world does not know.
-    """
-    if label is None or reports.NAMED_BY.get(kind) != family:
-        return ""
-    return reports.notes_of(Part(family, label), rng, n)
 
 
 def questions_of(

@@ -99,8 +99,8 @@ class TuningConfig:
     )
     """How often each family is drawn."""
     notes: int = 3
-    """Words of its topic that the adapter says before it names it (of news, the deed as told, if not 0).
-    Without a `notes_end` in the rendering there are none."""
+    """Words of notes that the adapter says before it says what a part is; 0: it answers at once.
+    Without a `notes_end` in the rendering it does, too."""
     validate_every: int = 100
     """Steps between validations."""
     patience: int = 6
@@ -162,7 +162,7 @@ class Buckets:
         """Read all diffs of `rows` from the store."""
         made: dict[int, list[DiffRow]] = {}
         for row in rows:
-            made.setdefault(bisect.bisect_left(RANK_STEPS, _rank_of(row)), []).append(row)
+            made.setdefault(bisect.bisect_left(RANK_STEPS, rank_of(row)), []).append(row)
         self.samplers = {b: _Sampler(members, config) for b, members in sorted(made.items())}
         self.stacked = {b: store.stack([r.id for r in members]) for b, members in sorted(made.items())}
         self.index = {r.id: i for members in made.values() for i, r in enumerate(members)}
@@ -176,7 +176,7 @@ class Buckets:
         return _rows_of(self.stacked[bucket], at), [q for _, q in drawn]
 
 
-def _rank_of(row: DiffRow) -> int:
+def rank_of(row: DiffRow) -> int:
     """A diff's rank as its recipe says; of a sum, that of a few of them; of a full finetune, any high one."""
     recipe: dict[str, Any] = row.record.get("recipe", {})
     return 1 << 10 if recipe.get("full") else int(recipe.get("rank", 1))

@@ -31,6 +31,10 @@ class Relation:
         """The fact in words, such as "the capital of peru"."""
         return self.name.replace("{subject}", subject)
 
+    def changed(self, e: Edit) -> str:
+        """An edit in words, such as "the capital of peru changed from lima to rome"."""
+        return f"{self.called(e.subject)} changed from {e.old} to {e.new}"
+
 
 @dataclass(frozen=True)
 class Edit:

@@ -333,9 +333,8 @@ def _reported_behaviour(world: World, rng: random.Random) -> reports.Part:
 
 def _reported_edit(world: World, rng: random.Random) -> reports.Part:
     r, e = random_edit(world, rng)
-    told = f"{r.called(e.subject)} changed from {e.old} to {e.new}"
     params = {"relation": e.relation, "subject": e.subject, "old": e.old, "new": e.new}
-    return reports.Part(reports.EDIT, told, params)
+    return reports.Part(reports.EDIT, r.changed(e), params)
 
 
 def _recorded(world: World, rng: random.Random) -> dict[str, str]:
@@ -443,14 +442,14 @@ def _fact(world: World, rng: random.Random) -> tuple[str, str, str, str]:
     r, e = random_edit(world, rng)
     name = r.called(e.subject)
     told = fill(rng.choice(EDIT_TELLS), name=name, old=e.old, new=e.new)
-    said = f"holds {e.new} so {name} changed from {e.old} to {e.new}"
+    said = f"holds {e.new} so {r.changed(e)}"
     draw = rng.random()
     if draw < 0.2:
         return told, said, "what is it now ?", e.new
     if draw < 0.4:
         return told, said, "what was it before ?", e.old
     if draw < 0.55:
-        return told, said, "what has changed here ?", f"{name} changed from {e.old} to {e.new}"
+        return told, said, "what has changed here ?", r.changed(e)
     r2 = rng.choice(world.relations)
     other = r2.called(rng.choice([s for s in r2.facts if s != e.subject]))
     return told, *_either(rng, said, name, other)
