@@ -377,3 +377,13 @@ def test_what_is_kept_is_a_running_average(embedded_base, random_store, monkeypa
     stub_scores(monkeypatch, [0.1, 0.9])
     alone = tuned(embedded_base, random_store, replace(QUICK, averaging=0.0))
     assert all(torch.equal(m.up, steps[-1][0][k]) for k, m in alone.adapter.modules.items())
+
+
+def test_the_manifest_has_the_kinds_that_are_asked_about_no_diff(random_store):
+    """News have no condition, but a row without a diff may be asked for one."""
+    news = [r for r in usable(random_store.select(split="train")) if r.family == "news"]
+    with_none = tuning.trained_kinds(news, TuningConfig(no_diff_share=0.1))
+    sampler, rng = tuning._Sampler(news, TuningConfig(no_diff_share=0.1)), random.Random(0)
+    assert {sampler.draw(rng)[1].kind for _ in range(3000)} == set(with_none)
+    assert "condition" in with_none
+    assert "condition" not in tuning.trained_kinds(news, TuningConfig(no_diff_share=0.0))

@@ -183,8 +183,9 @@ def rank_of(row: DiffRow) -> int:
 
 
 def trained_kinds(rows: Sequence[DiffRow], config: TuningConfig) -> list[str]:
-    """Kinds of question that tuning on such rows asks."""
+    """Kinds of question that tuning on such rows asks, those about no diff at all among them."""
     there = {k for r in rows for k in kinds_for(parts_of(r))}
+    there |= set(kinds_for(())) if config.no_diff_share else set()
     given = config.question_weights
     return sorted(k for k in there if k in NAMED_BY or given.get(k, 0.0) > 0)
 
