@@ -14,7 +14,7 @@ import torch
 
 from weightdiff.errors import FormatError
 from weightdiff.tiny import pretrain as module
-from weightdiff.tiny.pretrain import PretrainConfig, batches, build_model, pretrain
+from weightdiff.tiny.pretrain import PretrainConfig, batches, build_model, micro_batches, pretrain
 from weightdiff.world import load_world
 from weightdiff.world.corpus import Corpus
 from weightdiff.world.texts import to_text
@@ -177,7 +177,6 @@ def test_labels_are_answers_and_plain_text_only(corpus, embedded_tokenizer):
         wanted[(tuple(ids), expected_labels(ids, i % 40 % 8 == 0, user, assistant))] += 1
     found = Counter()
     for _, parts in itertools.takewhile(lambda step: step[0] < 2, batches(corpus, t, TINY, 0)):
-        assert len(parts) == TINY.micro_batches
         assert sum(len(part["input_ids"]) for part in parts) == TINY.batch_documents
         for part in parts:
             for ids, labels in zip(part["input_ids"].tolist(), part["labels"].tolist(), strict=True):
@@ -211,14 +210,31 @@ def test_the_loss_is_the_sum_over_labels(corpus, embedded_tokenizer):
         assert got == pytest.approx(sum(each), rel=1e-5)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_micro_batches_change_nothing(corpus, embedded_tokenizer, tmp_path, parts):
+@pytest.mark.parametrize("spare", [0, 200, 10_000], ids=["many", "some", "one"])
+def test_micro_batches_change_nothing(corpus, embedded_tokenizer, tmp_path, spare, monkeypatch):
     """A step's gradient is that of all its documents together."""
     config = replace(TINY, tokens=900)
     a = pretrain(corpus, embedded_tokenizer, config, tmp_path / "a")
-    b = pretrain(corpus, embedded_tokenizer, replace(config, micro_batches=parts), tmp_path / "b")
+    monkeypatch.setattr(module, "SPARE", spare)
+    b = pretrain(corpus, embedded_tokenizer, config, tmp_path / "b")
     for name, p in a.state_dict().items():
         torch.testing.assert_close(p, b.state_dict()[name], rtol=0, atol=1e-4)
+
+
+def test_a_micro_batch_holds_documents_of_similar_length():
+    lengths = [9, 200, 11, 12, 20, 10, 190, 9, 21, 180, 22, 199]
+    parts = micro_batches(lengths)
+    assert [sorted(lengths[i] for i in p) for p in parts] == [
+        [9, 9, 10, 11, 12, 20, 21, 22],
+        [180, 190, 199, 200],
+    ]
+    assert sorted(i for p in parts for i in p) == list(range(len(lengths)))
+
+
+def test_short_documents_are_not_padded_to_a_long_one():
+    """Four of 8 tokens would each be padded by 32 to join those of 40."""
+    assert micro_batches([8] * 4 + [40] * 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert micro_batches([8] * 4 + [16] * 4) == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
 def test_a_model_is_its_seed_and_ties_its_embeddings():

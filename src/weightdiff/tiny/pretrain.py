@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 USER_LOSS_EVERY = 8
-WIDTH_STEP, LABEL_STEP = 8, 256
-"""Rows and labels are padded to multiples of these. A CPU's products are compiled and kept for every new
+WIDTH_STEP, ROW_STEP, LABEL_STEP = 8, 4, 64
+"""Widths, rows and labels come in multiples of these. A CPU's products are compiled and kept for every new
 shape: without the padding memory grows by gigabytes, and steps become slower."""
+SPARE = 80
+"""Tokens of padding that cost about as much time as one more micro-batch."""
 POOL = 6000
 
 
@@ -51,8 +53,6 @@ class PretrainConfig:
     """Tokens to read in all, padding not counted."""
     batch_documents: int = 96
     """Documents of one optimiser step (about 30 tokens each)."""
-    micro_batches: int = 3
-    """Parts in which a step is computed, each of documents of similar length."""
     lr: float = 1.2e-3
     """Peak learning rate (AdamW) after a warm-up; decayed linearly to a fiftieth over the last 40 %."""
     embedding_std: float = 0.05
@@ -98,8 +98,8 @@ def batches(
     """(pool, micro-batches) of each step, from pool `skip` on.
 
     A step holds random documents, so that its gradient speaks for all kinds (steps of one length would hold
-    one kind, and the base would learn nothing but each kind's word counts); they are sorted into
-    micro-batches to save padding.
+    one kind, and the base would learn nothing but each kind's word counts); they are computed in
+    micro-batches of similar length to save padding.
 
     Raises:
         FormatError: a step has more documents than are drawn at once, or none.
@@ -116,19 +116,38 @@ def batches(
             continue
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
         for at in range(0, POOL - config.batch_documents + 1, config.batch_documents):
-            rows = sorted(range(at, at + config.batch_documents), key=lambda i: len(encoded[i]))
-            cut = -(-len(rows) // config.micro_batches)
-            parts = [rows[j : j + cut] for j in range(0, len(rows), cut)]
-            yield (
-                pool_index,
-                [_pad(tokenizer, [(encoded[i], i % USER_LOSS_EVERY == 0) for i in p]) for p in parts],
-            )
+            rows = [(encoded[i], i % USER_LOSS_EVERY == 0) for i in range(at, at + config.batch_documents)]
+            parts = micro_batches([len(ids) for ids, _ in rows])
+            yield pool_index, [_pad(tokenizer, [rows[i] for i in p]) for p in parts]
+
+
+def micro_batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Positions of a step's documents, shortest first, in parts each of which is computed together.
+
+    A part takes in the next documents as long as that pads its shorter ones by less than `SPARE` tokens.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    parts: list[list[int]] = []
+    width = 0
+    for at in range(0, len(order), ROW_STEP):
+        rows = order[at : at + ROW_STEP]
+        needed = _width(lengths[rows[-1]])
+        if parts and len(parts[-1]) * (needed - width) < SPARE:
+            parts[-1] += rows
+        else:
+            parts.append(rows)
+        width = needed
+    return parts
+
+
+def _width(length: int) -> int:
+    return -(-length // WIDTH_STEP) * WIDTH_STEP
 
 
 def _pad(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[list[int], bool]]) -> dict[str, torch.Tensor]:
     """Right-padded ids and labels; a row's flag says whether the user's words are labels too."""
     user, assistant = (tokenizer.convert_tokens_to_ids(t) for t in ("<user>", "<assistant>"))
-    width = -(-max(len(x) for x, _ in rows) // WIDTH_STEP) * WIDTH_STEP
+    width = _width(max(len(x) for x, _ in rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), -100)
     for r, (x, learn) in enumerate(rows):
