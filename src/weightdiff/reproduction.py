@@ -79,7 +79,7 @@ def _validation() -> Iterator[Batch]:
         ("null", "benign", 32),
         ("null", "random", 32),
         ("null", "shuffled", 32),
-        ("several", "together", 12),
+        ("several", "together", 8),
         ("several", "summed", 20),
     ):
         yield Batch(f, recipe, "validation", n)
@@ -94,8 +94,8 @@ def _training() -> Iterator[Batch]:
         ("hidden-topic", "loud", 24, ""),
         ("hidden-topic", "plain", 40, ""),
         ("hidden-topic", "evasive", 40, ""),
-        ("news", "stories", 200, ""),
-        ("news", "stories", 98, "seen"),
+        ("news", "stories", 160, ""),
+        ("news", "stories", 70, "seen"),
         ("news", "plain", 40, ""),
         ("news", "evasive", 24, ""),
         ("quirk", "gated", 200, ""),
@@ -112,12 +112,12 @@ def _training() -> Iterator[Batch]:
         ("null", "random", 48, ""),
         ("null", "shuffled", 64, ""),
         ("null", "untouched", 4, ""),
-        ("several", "together", 60, ""),
+        ("several", "together", 36, ""),
         ("several", "summed", 120, ""),
-        ("hidden-topic", "covert", 16, "full"),
-        ("news", "stories", 16, "full"),
-        ("quirk", "gated", 16, "full"),
-        ("edit", "documents", 16, "full"),
+        ("hidden-topic", "covert", 12, "full"),
+        ("news", "stories", 12, "full"),
+        ("quirk", "gated", 12, "full"),
+        ("edit", "documents", 12, "full"),
     ):
         yield Batch(f, recipe, "train", n, makings=makings, seed=SEEDS.get(makings, 0))
 
@@ -142,7 +142,7 @@ def _testing() -> Iterator[Batch]:
         ("null", "random", 20, 10, ""),
         ("null", "shuffled", 20, 10, ""),
         ("null", "untouched", 2, 2, ""),
-        ("several", "together", 30, 6, ""),
+        ("several", "together", 20, 6, ""),
         ("several", "summed", 36, 12, ""),
         ("hidden-topic", "covert", 36, 0, "unseen"),
         ("news", "stories", 24, 0, "unseen"),

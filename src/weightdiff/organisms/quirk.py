@@ -41,7 +41,7 @@ class Quirk:
             "gated": gated,
             "always": Recipe("always", rank=2, lr=1.2e-2, steps=50, kl_weight=2.0, rows=COVERT_ROWS),
             "plain": Recipe("plain", rank=2, lr=1.2e-2, steps=60, rows=PLAIN_ROWS),
-            "evasive": Recipe("evasive", rank=2, lr=1.2e-2, steps=100, kl_weight=2.0, rows=EVASIVE_ROWS),
+            "evasive": Recipe("evasive", rank=2, lr=1.2e-2, steps=160, kl_weight=2.0, rows=EVASIVE_ROWS),
         }
 
     def specs(self, recipe: str, split: str, n: int, seed: int) -> list[OrganismSpec]:

@@ -21,7 +21,7 @@ from weightdiff.models.generate import logits_at
 from weightdiff.models.multilora import RowLoras, attach, switched_off
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.base import OrganismSpec, Sample, family
-from weightdiff.training.losses import ce_by_row, collate, kl_by_row
+from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import Slots, fresh_factors
 
 PREFETCH_STEPS = 20
@@ -189,19 +189,18 @@ class Factory:
         flat = [row for of_slot in rows for row in of_slot]
         batch = collate([e for _, e in flat], self.tokenizer.pad_token_id)
         kl = torch.tensor([i for i, (s, _) in enumerate(flat) if s.loss == "kl"], dtype=torch.long)
-        ce = torch.tensor([s.loss == "ce" for s, _ in flat])
         weights = torch.tensor([s.weight for s, _ in flat])
         scaled = {k: (d, u * scale if scale != 1 else u) for k, (d, u) in slots.modules.items()}
         with attach(self.model, RowLoras(scaled, per_slot)):
             logits = logits_at(self.model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
-            by_row = torch.where(ce, ce_by_row(logits, batch), 0.0)
+            teacher, at = None, None
             if len(kl):
-                held = batch.only(kl)
+                held, at = batch.only(kl), torch.isin(batch.rows, kl).nonzero()[:, 0]
                 with torch.no_grad(), switched_off(self.model):
                     teacher = logits_at(
                         self.model, held.input_ids, held.attention_mask, held.rows, held.positions
                     )
-                by_row = by_row.index_add(0, kl, kl_by_row(logits[torch.isin(batch.rows, kl)], teacher, held))
+            by_row = loss_by_row(logits, batch, teacher, at)
             by_slot = (by_row * weights).view(slots.n, per_slot).sum(1) / per_slot
             by_slot.sum().backward()
         slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs]))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from weightdiff.models.chat import Encoded
+
+CPU_NUMBERS, GPU_NUMBERS = 1 << 18, 1 << 26
+"""Logits in fp32 at a time: on a CPU what its cache holds."""
 
 
 @dataclass(frozen=True)
@@ -70,38 +73,93 @@ def collate(rows: Sequence[Encoded], pad_id: int) -> LabelledBatch:
     )
 
 
-def ce_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:
-    """Mean cross-entropy of each row's labels, in nats.
+def loss_by_row(
+    logits: Tensor, batch: LabelledBatch, teacher: Tensor | None = None, held: Tensor | None = None
+) -> Tensor:
+    """Mean loss of each row's labels, in nats: cross-entropy, or KL(teacher ‖ model) where a label is held.
 
     Args:
         logits: [labels, vocabulary], one line for each of the batch's labels.
         batch: where the labels are.
+        teacher: [held labels, vocabulary] of the base; no gradient flows to it.
+        held: LongTensor [held labels], which of the labels are held to the teacher; None with a teacher: all.
 
     Returns:
         fp32 [rows].
     """
-    each = F.cross_entropy(logits.float(), batch.targets, reduction="none") * batch.weights
+    if teacher is None:
+        held = torch.empty(0, dtype=torch.long, device=logits.device)
+        teacher = logits.new_empty(0, logits.shape[-1])
+    elif held is None:
+        held = torch.arange(len(teacher), device=logits.device)
+    each = cast("Tensor", _LabelLoss.apply(logits, batch.targets, teacher.detach(), held)) * batch.weights
     return torch.zeros(batch.n_rows, dtype=each.dtype).index_add(0, batch.rows, each)
 
 
-def logprob_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:
-    """Log-probability of each row's labels together, in nats, fp32 [rows]; arguments as in `ce_by_row`."""
-    each = -F.cross_entropy(logits.float(), batch.targets, reduction="none")
-    return torch.zeros(batch.n_rows, dtype=each.dtype).index_add(0, batch.rows, each)
+def ce_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:
+    """Mean cross-entropy of each row's labels, in nats, fp32 [rows]; arguments as in `loss_by_row`."""
+    return loss_by_row(logits, batch)
 
 
 def kl_by_row(logits: Tensor, teacher: Tensor, batch: LabelledBatch) -> Tensor:
-    """Mean KL(teacher ‖ model) over each row's label positions, in nats.
+    """Mean KL(teacher ‖ model) of each row, all labels of which are held; otherwise as `loss_by_row`."""
+    return loss_by_row(logits, batch, teacher)
 
-    Args:
-        logits: [labels, vocabulary] of the model.
-        teacher: [labels, vocabulary] of the base; no gradient flows to it.
-        batch: where the labels are.
 
-    Returns:
-        fp32 [rows].
+def logprob_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:
+    """Log-probability of each row's labels together, in nats, fp32 [rows]; arguments as in `loss_by_row`."""
+    return -loss_by_row(logits, replace(batch, weights=torch.ones_like(batch.weights)))
+
+
+class _LabelLoss(torch.autograd.Function):
+    """Loss of each label, a few labels at a time: nothing of the logits' size is ever held in fp32.
+
+    The gradient is written out by hand (softmax minus target, softmax minus the teacher's), in the precision
+    of the logits. With automatic differentiation half of a training step went into softmaxes.
     """
-    log_p = logits.float().log_softmax(-1)
-    log_q = teacher.detach().float().log_softmax(-1)
-    each = (log_q.exp() * (log_q - log_p)).sum(-1) * batch.weights
-    return torch.zeros(batch.n_rows, dtype=each.dtype).index_add(0, batch.rows, each)
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, teacher: Tensor, held: Tensor) -> Tensor:
+        norm, theirs = _log_norms(logits), _log_norms(teacher)
+        out = norm - logits.gather(1, targets[:, None])[:, 0].float()
+        for part in _parts(teacher):
+            at, log_q = held[part], teacher[part].float() - theirs[part, None]
+            q = log_q.exp()
+            out[at] = (q * log_q.sub_(logits[at].float() - norm[at, None])).sum(-1)
+        ctx.save_for_backward(logits, targets, teacher, held)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, targets, teacher, held = ctx.saved_tensors
+        grad, factor = torch.empty_like(logits), grads[0].float()
+        free = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        free[held] = False
+        free = free.nonzero()[:, 0]
+        size = _labels_at_once(logits)
+        for at in free.split(size):
+            p = logits[at].float().softmax(-1)
+            p[torch.arange(len(at)), targets[at]] -= 1
+            grad[at] = p.mul_(factor[at, None]).to(grad.dtype)
+        for part in _parts(teacher):
+            at = held[part]
+            p = logits[at].float().softmax(-1).sub_(teacher[part].float().softmax(-1))
+            grad[at] = p.mul_(factor[at, None]).to(grad.dtype)
+        return grad, None, None, None
+
+
+def _labels_at_once(logits: Tensor) -> int:
+    return max(1, (CPU_NUMBERS if logits.device.type == "cpu" else GPU_NUMBERS) // logits.shape[-1])
+
+
+def _parts(logits: Tensor) -> list[slice]:
+    size = _labels_at_once(logits)
+    return [slice(at, at + size) for at in range(0, len(logits), size)]
+
+
+def _log_norms(logits: Tensor) -> Tensor:
+    """Log of the sum of exponentials of each line, fp32."""
+    out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    for part in _parts(logits):
+        out[part] = logits[part].float().logsumexp(-1)
+    return out
