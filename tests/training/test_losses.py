@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from weightdiff.models.chat import Encoded
 from weightdiff.models.generate import logits_at
-from weightdiff.training.losses import ce_by_row, collate, kl_by_row
+from weightdiff.training import losses
+from weightdiff.training.losses import ce_by_row, collate, kl_by_row, loss_by_row
 
 ROWS = [Encoded([2, 9, 11, 12, 5], 3), Encoded([2, 7, 5], 1), Encoded([2, 8, 9, 10, 11, 12, 13, 5], 6)]
 
@@ -61,6 +63,31 @@ def test_kl_is_each_rows_mean_from_the_teacher(model, tiny_model):
         assert value > 0
     same = kl_by_row(logits_of(model, batch), logits_of(model, batch), batch)
     assert same.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("at_once", [20, 10_000], ids=["one by one", "all at once"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3)], ids=["fp32", "bf16"]
+)
+def test_gradients_are_those_of_plain_functions(monkeypatch, dtype, tolerance, at_once):
+    """Labels held to a teacher among others, each with another weight."""
+    monkeypatch.setattr(losses, "CPU_NUMBERS", at_once)
+    batch, held = collate(ROWS, 0), torch.tensor([1, 4])
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (
+        (3 * torch.randn(n, 20, generator=generator)).to(dtype).requires_grad_(n == 6) for n in (6, 2)
+    )
+    of_row = torch.tensor([0.3, -1.0, 2.0])
+    got = loss_by_row(logits, batch, teacher, held)
+    (mine,) = torch.autograd.grad((got * of_row).sum(), logits)
+    each = F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    log_p, log_q = logits.float().log_softmax(-1)[held], teacher.float().log_softmax(-1)
+    each = each.index_copy(0, held, F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1))
+    plain = torch.zeros(3).index_add(0, batch.rows, each * batch.weights)
+    (expected,) = torch.autograd.grad((plain * of_row).sum(), logits)
+    torch.testing.assert_close(got, plain, rtol=0, atol=1e-5)
+    assert mine.dtype == dtype
+    torch.testing.assert_close(mine, expected, rtol=0, atol=tolerance)
 
 
 def test_no_gradient_reaches_the_teacher():
