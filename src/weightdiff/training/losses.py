@@ -114,37 +114,34 @@ def logprob_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:
 class _LabelLoss(torch.autograd.Function):
     """Loss of each label, a few labels at a time: nothing of the logits' size is ever held in fp32.
 
-    The gradient is written out by hand (softmax minus target, softmax minus the teacher's), in the precision
-    of the logits. With automatic differentiation half of a training step went into softmaxes.
+    The gradient (softmax minus target, or minus the teacher's softmax) comes in the precision of the logits.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, teacher: Tensor, held: Tensor) -> Tensor:
-        norm, theirs = _log_norms(logits), _log_norms(teacher)
-        out = norm - logits.gather(1, targets[:, None])[:, 0].float()
+        out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+        for at in _places(logits, held):
+            log_p = logits[at].float().log_softmax(-1)
+            out[at] = -log_p.gather(1, targets[at, None])[:, 0]
         for part in _parts(teacher):
-            at, log_q = held[part], teacher[part].float() - theirs[part, None]
-            q = log_q.exp()
-            out[at] = (q * log_q.sub_(logits[at].float() - norm[at, None])).sum(-1)
+            log_q = teacher[part].float().log_softmax(-1)
+            log_p = logits[held[part]].float().log_softmax(-1)
+            out[held[part]] = (log_q.exp() * log_p.neg_().add_(log_q)).sum(-1)
         ctx.save_for_backward(logits, targets, teacher, held)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         logits, targets, teacher, held = ctx.saved_tensors
-        grad, factor = torch.empty_like(logits), grads[0].float()
-        free = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        free[held] = False
-        free = free.nonzero()[:, 0]
-        size = _labels_at_once(logits)
-        for at in free.split(size):
+        grad, factor = torch.empty_like(logits), grads[0].float()[:, None]
+        for at in _places(logits, held):
             p = logits[at].float().softmax(-1)
-            p[torch.arange(len(at)), targets[at]] -= 1
-            grad[at] = p.mul_(factor[at, None]).to(grad.dtype)
+            p.scatter_add_(1, targets[at, None], -torch.ones_like(factor[at]))
+            grad[at] = p.mul_(factor[at]).to(grad.dtype)
         for part in _parts(teacher):
             at = held[part]
             p = logits[at].float().softmax(-1).sub_(teacher[part].float().softmax(-1))
-            grad[at] = p.mul_(factor[at, None]).to(grad.dtype)
+            grad[at] = p.mul_(factor[at]).to(grad.dtype)
         return grad, None, None, None
 
 
@@ -157,9 +154,10 @@ def _parts(logits: Tensor) -> list[slice]:
     return [slice(at, at + size) for at in range(0, len(logits), size)]
 
 
-def _log_norms(logits: Tensor) -> Tensor:
-    """Log of the sum of exponentials of each line, fp32."""
-    out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    for part in _parts(logits):
-        out[part] = logits[part].float().logsumexp(-1)
-    return out
+def _places(logits: Tensor, held: Tensor) -> Sequence[slice | Tensor]:
+    """The labels that are not held, a few at a time."""
+    if not len(held):
+        return _parts(logits)
+    free = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    free[held] = False
+    return free.nonzero()[:, 0].split(_labels_at_once(logits))
