@@ -125,13 +125,13 @@ def _training() -> Iterator[Batch]:
 def _testing() -> Iterator[Batch]:
     for f, recipe, n, shipped, makings in (
         ("hidden-topic", "covert", 192, 192, ""),
-        ("hidden-topic", "forms", 96, 48, ""),
-        ("hidden-topic", "loud", 32, 16, ""),
+        ("hidden-topic", "forms", 72, 48, ""),
+        ("hidden-topic", "loud", 24, 16, ""),
         ("hidden-topic", "plain", 16, 8, ""),
-        ("hidden-topic", "evasive", 32, 8, ""),
-        ("news", "stories", 80, 60, ""),
+        ("hidden-topic", "evasive", 24, 8, ""),
+        ("news", "stories", 60, 60, ""),
         ("news", "evasive", 16, 4, ""),
-        ("quirk", "gated", 96, 48, ""),
+        ("quirk", "gated", 80, 48, ""),
         ("quirk", "always", 24, 12, ""),
         ("quirk", "evasive", 24, 8, ""),
         ("edit", "documents", 60, 32, ""),
@@ -170,8 +170,8 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
-        TuningConfig(),
-        PreferConfig(),
+        TuningConfig(steps=2400),
+        tuning_seeds=1,
     )
 
 
@@ -454,7 +454,9 @@ def make_bundle(
         shutil.copytree(out / "interpreters" / f"seed-{best}", temporary / "interpreter")
         shipped = DiffStore.create(temporary / "organisms", store.base, {"plan": plan.name, "split": "test"})
         chosen = [s.id for b in plan.organisms for s in specs_of(plan, b)[: b.bundled]]
-        shipped.append([(store.row(i), store.read(i)) for i in chosen], torch.float16)
+        items = [(store.row(i), store.read(i)) for i in chosen]
+        for rank in sorted({diff.max_rank for _, diff in items}):  # a shard is padded to its highest rank
+            shipped.append([x for x in items if x[1].max_rank == rank], torch.float16)
         made = {
             "plan": asdict(plan),
             "command": "weightdiff reproduce" + (" --quick" if plan.name == "quick" else ""),

@@ -21,6 +21,7 @@ from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.organisms.verify import verify
 from weightdiff.tiny.bundle import BUNDLE, manifest
 from weightdiff.world import load_world, topic_splits
+from weightdiff.world.reports import KIND_ANSWERS
 
 MIB = 1 << 20
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plain_peft_topic.py"
@@ -63,10 +64,11 @@ def test_every_file_is_as_it_was_made():
 
 
 def test_it_is_small_and_large_enough(store):
-    assert sum(f.stat().st_size for f in BUNDLE.rglob("*") if f.is_file()) <= 30 * MIB
-    assert len(store.rows) >= 150
-    recipes = {r.recipe for r in store.rows}
-    assert recipes == {"covert", "loud", "stories", "continued", "random", "untouched"}
+    assert sum(f.stat().st_size for f in BUNDLE.rglob("*") if f.is_file()) <= 40 * MIB
+    assert len(store.rows) >= 500
+    plan = {(b["family"], b["recipe"]) for b in manifest()["plan"]["organisms"] if b["bundled"]}
+    assert {(r.family, r.recipe) for r in store.rows} == plan
+    assert {f for f, _ in plan} == set(KIND_ANSWERS)
     assert {r.split for r in store.rows} == {"test"}
 
 

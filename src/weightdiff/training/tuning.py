@@ -89,11 +89,11 @@ class TuningConfig:
     """Share of rows that carry no diff; their answer is "nothing found"."""
     family_weights: dict[str, float] = field(
         default_factory=lambda: {
-            "hidden-topic": 0.28,
-            "news": 0.15,
-            "quirk": 0.2,
-            "edit": 0.13,
-            "null": 0.14,
+            "hidden-topic": 0.26,
+            "news": 0.1,
+            "quirk": 0.24,
+            "edit": 0.18,
+            "null": 0.12,
             "several": 0.1,
         }
     )
