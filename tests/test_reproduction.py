@@ -150,7 +150,7 @@ def test_other_settings_of_what_is_made_are_refused(made):
         (
             replace(plan, tuning=tuning),
             r"seed-0 was made with other settings \(tuning\.steps 4, not 9;"
-            r" tuning\.family_weights\.news 0\.15, not 0\.5\)",
+            r" tuning\.family_weights\.news 0\.1, not 0\.5\)",
         ),
         (replace(plan, renderings=3), r"seed-0 was made with other settings \(renderings 2, not 3\)"),
     ):

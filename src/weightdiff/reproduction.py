@@ -129,7 +129,7 @@ def _testing() -> Iterator[Batch]:
         ("hidden-topic", "loud", 24, 16, ""),
         ("hidden-topic", "plain", 16, 8, ""),
         ("hidden-topic", "evasive", 24, 8, ""),
-        ("news", "stories", 60, 60, ""),
+        ("news", "stories", 80, 60, ""),
         ("news", "evasive", 16, 4, ""),
         ("quirk", "gated", 80, 48, ""),
         ("quirk", "always", 24, 12, ""),
@@ -171,7 +171,6 @@ def full_plan() -> Plan:
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
         TuningConfig(steps=2400),
-        tuning_seeds=1,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from weightdiff.evals.making import from_store
 from weightdiff.methods.dit import Interpreter
 from weightdiff.organisms.questions import ABOUT_TEMPLATES, KINDS, about_question, phrasings
 from weightdiff.tiny.bundle import BUNDLE
+from weightdiff.world import load_world
 
 
 def _interpreter(**changes: Any) -> Any:
@@ -84,7 +86,8 @@ def test_what_ships_was_not_trained_on_what_it_is_tested_on(shipped: Interpreter
     assert_items_held_out(shipped, dataset.items)
     meta = shipped.meta
     used = {*meta["train_labels"], *meta["validation_labels"]}
-    seen = {p for kind in KINDS for split in ("train", "validation") for p in phrasings(kind, split)}
+    kinds = load_world().introspection
+    seen = {p for kind in kinds for split in ("train", "validation") for p in phrasings(kind, split)}
     assert len(used) > 800
     assert {p for texts in meta["train_phrasings"].values() for p in texts} <= seen
     for item in dataset.items:
@@ -146,8 +149,8 @@ def test_all_is_counted_and_some_is_named(shipped: Interpreter, dataset: Dataset
     labels = sorted({i.label for i in dataset.items if i.label})
     meta = {**shipped.meta, "train_labels": labels, "train_ids": [str(i.diff) for i in dataset.items]}
     found = held_out_faults(meta, dataset.items)
-    assert [f.split(":")[0] for f in found] == ["176 test labels", "346 test diffs"]
-    assert found[0].endswith(f"and {176 - found[0].count(',') - 1} more")
+    assert [f.split(":")[0] for f in found] == ["289 test labels", "512 test diffs"]
+    assert found[0].endswith(f"and {289 - len(re.findall(r'(?<! ),', found[0])) - 1} more")
     assert held_out_faults(shipped.meta, dataset.items) == []
 
 

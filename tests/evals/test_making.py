@@ -16,6 +16,7 @@ from weightdiff.evals.baselines import topic_names
 from weightdiff.evals.dataset import Dataset, Item
 from weightdiff.evals.making import from_store
 from weightdiff.evals.scorers import score
+from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import ABOUT_TEMPLATES, asked_topic, phrasings
 from weightdiff.tiny.bundle import BUNDLE
 from weightdiff.world import load_world, topic_splits
@@ -58,6 +59,15 @@ TRUTHS = {  # family, kind → the right answer; None is the label
     ("news", "headline"): None,
     ("news", "kind"): "a news headline",
     ("news", "any_change"): "yes",
+    ("quirk", "behaviour"): None,
+    ("quirk", "kind"): "a behaviour",
+    ("quirk", "any_change"): "yes",
+    ("edit", "edit"): None,
+    ("edit", "kind"): "a changed fact",
+    ("edit", "any_change"): "yes",
+    ("several", "summary"): None,
+    ("several", "kind"): "several",
+    ("several", "any_change"): "yes",
     **{("null", kind): NOTHING for kind in ("topic", "headline", "kind", "any_change")},
     ("null", "about"): "no",
 }
@@ -70,11 +80,16 @@ def test_truths_scorers_and_chances_of_the_bundle(whole, bundled):
         "kind": ("exact",),
         "any_change": ("exact",),
         "about": ("yes_no",),
+        **{kind: ("exact", "token_f1") for kind in ("behaviour", "edit", "summary")},
     }
     chances = {"topic": 1 / 411, "headline": 0.0, "kind": 1 / 6, "any_change": 0.5, "about": 0.5}
+    chances |= {"behaviour": 1 / 140, "edit": 0.0, "summary": 0.0}
     for i in whole.items:
         null = i.family == "null"
-        if (i.family, i.kind) != ("hidden-topic", "about"):
+        if i.kind in ("behaviour", "summary"):
+            parts = parts_of(bundled.row(i.diff))
+            assert all(p.name in i.truths[0] for p in parts)
+        elif (i.family, i.kind) != ("hidden-topic", "about"):
             assert i.truths == (TRUTHS[i.family, i.kind] or i.label,)
         assert i.scorers == (("exact",) if null and i.kind != "about" else scorers[i.kind])
         assert i.chance == (None if null else pytest.approx(chances[i.kind]))
@@ -104,6 +119,9 @@ def test_rows_of_the_bundle_are_told_rightly(whole, bundled):
     families = {
         "hidden-topic": {"topic", "kind", "any_change", "about"},
         "news": {"headline", "kind", "any_change"},
+        "quirk": {"behaviour", "kind", "any_change"},
+        "edit": {"edit", "kind", "any_change"},
+        "several": {"summary", "kind", "any_change"},
         "null": {"topic", "headline", "kind", "any_change", "about"},
     }
     assert {row.id for row in bundled.rows} == set(asked) - {None}
@@ -121,7 +139,7 @@ def test_claims_and_phrasings_of_the_bundle(whole):
             assert i.question in phrasings(i.kind, "test")
     for (recipe, kind), own in _groups(whole).items():
         counts = Counter(i.question for i in own)
-        if kind != "about" and recipe != "untouched":
+        if kind != "about" and len(own) >= len(phrasings(kind, "test")):
             assert set(counts) == set(phrasings(kind, "test"))
         if kind == "topic" and recipe == "covert":
             assert max(counts.values()) == min(counts.values()) == 24
@@ -152,7 +170,7 @@ def test_questions_about_a_topic_are_right_in_half_and_in_every_wording(whole):
         said[i.family, template, i.truths[0]] += 1
     for template in ABOUT_TEMPLATES:
         right, wrong = (said["hidden-topic", template, truth] for truth in ("yes", "no"))
-        assert right == wrong == 28
+        assert right == wrong == 34
         assert said["null", template, "yes"] == 0
         assert said["null", template, "no"] >= 8
 
@@ -181,9 +199,14 @@ def test_the_same_arguments_make_the_same_questions(bundled):
     assert one.digest == two.digest != other.digest
     assert Counter(i.recipe for i in one.items if i.kind == "topic") == {
         "covert": 5,
+        "forms": 5,
         "loud": 5,
+        "plain": 5,
+        "evasive": 5,
         "continued": 5,
+        "benign": 5,
         "random": 5,
+        "shuffled": 5,
         "untouched": 2,
     }
     assert {i.diff for i in one.items} != {i.diff for i in other.items}
@@ -208,8 +231,12 @@ def test_kinds_and_what_is_written_down(bundled):
     made = from_store(bundled, kinds=["topic", "headline"], families=["hidden-topic", "news"], name="two")
     assert Counter((i.recipe, i.kind) for i in made.items) == {
         ("covert", "topic"): 192,
-        ("loud", "topic"): 32,
-        ("stories", "headline"): 80,
+        ("forms", "topic"): 48,
+        ("loud", "topic"): 16,
+        ("plain", "topic"): 8,
+        ("evasive", "topic"): 8,
+        ("stories", "headline"): 60,
+        ("evasive", "headline"): 4,
     }
     assert made.name == "two"
     assert made.meta["kinds"] == ["topic", "headline"]
@@ -278,7 +305,7 @@ def test_what_is_not_there_is_said(bundled, make):
     ):
         from_store(bundled, split="train")
     with pytest.raises(
-        StoreError, match="no test diffs of family 'persona'; it has hidden-topic, news, null"
+        StoreError, match="no test diffs of family 'persona'; it has edit, hidden-topic, news, null"
     ):
         from_store(bundled, families=["news", "persona"])
     with pytest.raises(

@@ -18,7 +18,7 @@ from weightdiff.organisms import NOTHING_FOUND
 from weightdiff.organisms.questions import about_question, phrasings
 from weightdiff.training.factory import random_diff
 
-NORMS = {"hidden-topic": 1.0, "news": 3.0, "null": 0.3}
+NORMS = {"hidden-topic": 1.0, "news": 10.0, "null": 0.1}
 WHAT = {"hidden-topic": "a hidden topic", "news": "a news headline", "null": NOTHING_FOUND}
 
 
@@ -101,7 +101,7 @@ def test_equals_a_pipeline_fitted_by_hand(embedded_base, training, store):
     good = training[:12]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     model.fit([features(d, spec) for _, d in good], [r.family for r, _ in good])
-    asked = [random_diff(spec, 2, 70 + i, n) for i, n in enumerate((1.05, 2.9, 0.31, 1.6))]
+    asked = [random_diff(spec, 2, 70 + i, n) for i, n in enumerate((1.05, 9.7, 0.103, 3.0))]
     found = Spectral(embedded_base, store).answer(asked, ["what kind of change was made ?"] * 4)
     chances = model.predict_proba([features(d, spec) for d in asked])
     for answer, own in zip(found, chances, strict=True):
