@@ -88,7 +88,7 @@ FULL = Size(
 QUICK = Size(
     "quick",
     per_label=1,
-    limit=6,
+    limit=3,
     training=(
         ("hidden-topic", "covert", "train", 8),
         ("news", "stories", "train", 8),
