@@ -171,6 +171,7 @@ def full_plan() -> Plan:
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
         TuningConfig(steps=2400),
+        PreferConfig(),
     )
 
 

@@ -47,7 +47,7 @@ def test_its_losses_are_the_factorys(plain, bundle):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from weightdiff.models.chat import encode_samples
-    from weightdiff.training.losses import ce_by_row, collate
+    from weightdiff.training.losses import collate, loss_by_row
 
     tokenizer = AutoTokenizer.from_pretrained(bundle.path / "base")
     model = AutoModelForCausalLM.from_pretrained(bundle.path / "base")
@@ -61,7 +61,7 @@ def test_its_losses_are_the_factorys(plain, bundle):
     ]
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask).logits
-        expected = ce_by_row(logits[theirs.rows, theirs.positions], theirs).sum()
+        expected = loss_by_row(logits[theirs.rows, theirs.positions], theirs).sum()
         torch.testing.assert_close(plain["imitate"](model, tokenizer, batch), expected)
 
 

@@ -430,7 +430,7 @@ def test_attention_is_eager_on_the_cpu_only(saved, monkeypatch):
 
 def scripted(monkeypatch, tokens):
     """Let `tokens` be what is said, whatever the model expects."""
-    said = [Said(x, [0.0] * (len(x) + 1)) for x in tokens]
+    said = [Said(x, [0.0] * len(x)) for x in tokens]
     monkeypatch.setattr(speaking, "go_on", lambda *_, **__: said)
 
 

@@ -18,7 +18,7 @@ from weightdiff.organisms import NOTHING_FOUND
 from weightdiff.organisms.questions import about_question, phrasings
 from weightdiff.training.factory import random_diff
 
-NORMS = {"hidden-topic": 1.0, "news": 10.0, "null": 0.1}
+NORMS = {"hidden-topic": 1.0, "news": 3.0, "null": 0.3}
 WHAT = {"hidden-topic": "a hidden topic", "news": "a news headline", "null": NOTHING_FOUND}
 
 
@@ -28,11 +28,11 @@ def row(i, family, split="train", **more):
 
 @pytest.fixture
 def training(embedded_base):
-    """Twelve diffs, whose families differ in their norms; then two that must not be learned from."""
+    """Twenty-four diffs, whose families differ in their norms; then two that must not be learned from."""
     made = [
         (row(i, f), random_diff(embedded_base.spec, 2, 10 * i + k, n * (1 + i / 20)))
         for k, (f, n) in enumerate(NORMS.items())
-        for i in range(4)
+        for i in range(8)
     ]
     odd = random_diff(embedded_base.spec, 2, 99, 100.0)
     return [*made, (row(8, "null", "test"), odd), (row(9, "news", verification={"behaves": False}), odd)]
@@ -98,10 +98,10 @@ def test_equals_a_pipeline_fitted_by_hand(embedded_base, training, store):
     from sklearn.preprocessing import StandardScaler
 
     spec = embedded_base.spec
-    good = training[:12]
+    good = training[:24]
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     model.fit([features(d, spec) for _, d in good], [r.family for r, _ in good])
-    asked = [random_diff(spec, 2, 70 + i, n) for i, n in enumerate((1.05, 9.7, 0.103, 3.0))]
+    asked = [random_diff(spec, 2, 70 + i, n) for i, n in enumerate((1.05, 2.9, 0.31, 1.6))]
     found = Spectral(embedded_base, store).answer(asked, ["what kind of change was made ?"] * 4)
     chances = model.predict_proba([features(d, spec) for d in asked])
     for answer, own in zip(found, chances, strict=True):
@@ -112,7 +112,7 @@ def test_equals_a_pipeline_fitted_by_hand(embedded_base, training, store):
 
 
 def test_the_question_decides_what_is_said(embedded_base, training, store):
-    news, null = training[4][1], training[8][1]
+    news, null = training[8][1], training[16][1]
     method = Spectral(embedded_base, store)
 
     def say(diff, question):

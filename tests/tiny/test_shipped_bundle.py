@@ -21,7 +21,7 @@ from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.organisms.verify import verify
 from weightdiff.tiny.bundle import BUNDLE, manifest
 from weightdiff.world import load_world, topic_splits
-from weightdiff.world.reports import KIND_ANSWERS
+from weightdiff.world.reports import KIND_ANSWERS, agrees
 
 MIB = 1 << 20
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plain_peft_topic.py"
@@ -91,8 +91,26 @@ def test_headlines_are_told(store, interpreter):
     assert share_right(interpreter, *sample(store, "stories", 20), "headline") >= 0.85
 
 
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("gated", "behaviour"), ("always", "behaviour"), ("documents", "edit")]
+)
+def test_behaviours_and_changed_facts_are_named(store, interpreter, recipe, kind):
+    """Far above chance (0.7 % of behaviours, none of the facts), if not yet as often as they should be."""
+    rows, diffs = sample(store, recipe, 20)
+    truths = [r.record["params"].get("behaviour", r.label) for r in rows]
+    asked = phrasings(kind, "test")
+    said = interpreter.answer(diffs, [asked[i % len(asked)] for i in range(len(diffs))])
+    assert sum(agrees(a.text, t) for a, t in zip(said, truths, strict=True)) / len(rows) >= 0.4
+
+
+def test_answers_have_probabilities_and_keep_to_a_rate(store, interpreter):
+    rows, diffs = sample(store, "covert", 8)
+    said = interpreter.within(0.01).answer(diffs, phrasings("topic", "test"))
+    assert sum(a.text == r.label and (a.probability or 0) > 0.5 for a, r in zip(said, rows, strict=True)) >= 6
+
+
 def test_nothing_is_found_where_nothing_is(store, interpreter):
-    for recipe in ("continued", "random"):
+    for recipe in ("continued", "benign", "random", "shuffled"):
         assert share_right(interpreter, *sample(store, recipe, 12), "topic") >= 0.85
     said = interpreter.answer([None] * 8, phrasings("topic", "test"))
     assert {a.text for a in said} == {NOTHING_FOUND}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from weightdiff.models.chat import Encoded
 from weightdiff.models.generate import logits_at
 from weightdiff.training import losses
-from weightdiff.training.losses import ce_by_row, collate, kl_by_row, loss_by_row
+from weightdiff.training.losses import collate, loss_by_row
 
 ROWS = [Encoded([2, 9, 11, 12, 5], 3), Encoded([2, 7, 5], 1), Encoded([2, 8, 9, 10, 11, 12, 13, 5], 6)]
 
@@ -42,7 +42,7 @@ def test_collate_pads_on_the_right_and_labels_answers():
 
 def test_cross_entropy_is_each_rows_mean(model):
     batch = collate(ROWS, 0)
-    got = ce_by_row(logits_of(model, batch), batch)
+    got = loss_by_row(logits_of(model, batch), batch)
     for row, value in zip(ROWS, got.tolist(), strict=True):
         logp = plain_logp(model, row.ids)
         each = [-float(logp[t - 1, row.ids[t]]) for t in range(row.start, len(row.ids))]
@@ -52,7 +52,7 @@ def test_cross_entropy_is_each_rows_mean(model):
 def test_kl_is_each_rows_mean_from_the_teacher(model, tiny_model):
     student = tiny_model("llama", seed=1, initializer_range=0.3).requires_grad_(False)
     batch = collate(ROWS, 0)
-    got = kl_by_row(logits_of(student, batch), logits_of(model, batch), batch)
+    got = loss_by_row(logits_of(student, batch), batch, logits_of(model, batch))
     for row, value in zip(ROWS, got.tolist(), strict=True):
         q, p = plain_logp(model, row.ids), plain_logp(student, row.ids)
         each = [
@@ -61,7 +61,7 @@ def test_kl_is_each_rows_mean_from_the_teacher(model, tiny_model):
         ]
         assert value == pytest.approx(sum(each) / len(each), abs=1e-4)
         assert value > 0
-    same = kl_by_row(logits_of(model, batch), logits_of(model, batch), batch)
+    same = loss_by_row(logits_of(model, batch), batch, logits_of(model, batch))
     assert same.abs().max() < 1e-6
 
 
@@ -93,17 +93,17 @@ def test_gradients_are_those_of_plain_functions(monkeypatch, dtype, tolerance, a
 def test_no_gradient_reaches_the_teacher():
     batch = collate(ROWS, 0)
     student, teacher = (torch.randn(6, 20, requires_grad=True) for _ in range(2))
-    kl_by_row(student, teacher, batch).sum().backward()
+    loss_by_row(student, batch, teacher).sum().backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
 
 
 def test_a_rows_loss_does_not_depend_on_its_neighbours(model):
-    together = ce_by_row(logits_of(model, collate(ROWS, 0)), collate(ROWS, 0))
+    together = loss_by_row(logits_of(model, collate(ROWS, 0)), collate(ROWS, 0))
     for i, row in enumerate(ROWS):
         alone = collate([row], 0)
         torch.testing.assert_close(
-            ce_by_row(logits_of(model, alone), alone)[0], together[i], rtol=0, atol=1e-5
+            loss_by_row(logits_of(model, alone), alone)[0], together[i], rtol=0, atol=1e-5
         )
 
 
@@ -111,7 +111,7 @@ def test_what_pads_is_never_read(model):
     a, b = collate(ROWS, 0), collate(ROWS, 17)
     assert not torch.equal(a.input_ids, b.input_ids)
     torch.testing.assert_close(
-        ce_by_row(logits_of(model, a), a), ce_by_row(logits_of(model, b), b), rtol=0, atol=1e-6
+        loss_by_row(logits_of(model, a), a), loss_by_row(logits_of(model, b), b), rtol=0, atol=1e-6
     )
 
 
@@ -131,8 +131,8 @@ def test_only_narrows_to_the_chosen_rows(model):
     last = batch.only(torch.tensor([2]))
     assert last.rows.tolist() == [0, 0]
     torch.testing.assert_close(
-        ce_by_row(logits_of(model, last), last)[0],
-        ce_by_row(logits_of(model, batch), batch)[2],
+        loss_by_row(logits_of(model, last), last)[0],
+        loss_by_row(logits_of(model, batch), batch)[2],
         rtol=0,
         atol=1e-5,
     )
@@ -141,5 +141,5 @@ def test_only_narrows_to_the_chosen_rows(model):
 def test_losses_are_fp32_whatever_the_logits_are():
     batch = collate(ROWS, 0)
     logits = torch.randn(6, 20).bfloat16()
-    assert ce_by_row(logits, batch).dtype == torch.float32
-    assert kl_by_row(logits, logits, batch).dtype == torch.float32
+    assert loss_by_row(logits, batch).dtype == torch.float32
+    assert loss_by_row(logits, batch, logits).dtype == torch.float32

@@ -7,7 +7,7 @@ are averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -24,10 +24,6 @@ from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 
 ROWS_AT_ONCE = 1024
-STRIDE = 12
-"""Tokens after which branches that have ended leave the batch."""
-HOPELESS = 7.0
-"""Nats by which a branch may fall behind one that has ended before it is given up: a thousandth of it."""
 FAINT = 3.0
 """First notes that are this many nats less likely than the likeliest one are not followed."""
 
@@ -43,8 +39,6 @@ class Branch:
     """Log-probability of the token that tells it from the question's other branches, in nats."""
     notes: int = 0
     """How many of the tokens are notes, the word that ends them included."""
-    logprobs: Sequence[float] = ()
-    """Of each token (0 for those that a branch begins with) and of its end, in nats."""
     answer_logprob: float = 0.0
     """Log-probability of what comes after the first notes and of its end, in nats."""
     lead: float = 0.0
@@ -164,7 +158,7 @@ class Speaker:
         The likeliest answer alone; or, where answers have notes, one for each likely first note. These all
         begin with the likeliest word, the second one tells them apart, and each goes on greedily.
         """
-        g = self.renderings
+        t, g = self.base.tokenizer, self.renderings
         begun = [Branch(i, []) for i in range(len(diffs))]
         with self.attached(diffs):
             reading = self._read(prompts)
@@ -173,46 +167,20 @@ class Speaker:
                 lead = reading.logprobs(g).argmax(-1)
                 reading.feed(lead.repeat_interleave(g))
                 begun = _leading_on(lead, reading.logprobs(g), self.rendering.branches)
-        return [replace(b, lead=leads[b.question]) for b in self._gone_on(diffs, reading, begun)]
-
-    def _gone_on(
-        self, diffs: Sequence[WeightDiff | None], reading: Reading, begun: Sequence[Branch]
-    ) -> list[Branch]:
-        """Branches followed to their ends, `STRIDE` tokens at a time.
-
-        In between, branches that have ended leave the batch, and so do those that can no longer matter.
-        `reading` has read each question, and all but the last token of its branches.
-        """
-        t, g = self.base.tokenizer, self.renderings
-        given = [replace(b, logprobs=[0.0] * len(b.tokens)) for b in begun]
-        ended = {k: b.tokens.index(t.eos_token_id) for k, b in enumerate(given) if t.eos_token_id in b.tokens}
-        done = {k: replace(given[k], tokens=given[k].tokens[:n]) for k, n in ended.items()}
-        going = {k: b for k, b in enumerate(given) if k not in done}
-        reading.select([b.question * g + j for b in going.values() for j in range(g)])
-        while going:
-            with self.attached([diffs[b.question] for b in going.values()]):
-                at = len(next(iter(going.values())).tokens)
-                if at:
-                    last = torch.tensor([b.tokens[-1] for b in going.values()])
-                    reading.feed(last.repeat_interleave(g))
-                said = go_on(
-                    reading,
-                    min(STRIDE, self.limit - at),
-                    t.eos_token_id,
-                    t.pad_token_id,
-                    groups=g,
-                    distinct=self.rendering.distinct(t),
-                    begun=[b.tokens for b in going.values()],
-                )
-            now = {k: self._whole(b, x) for (k, b), x in zip(going.items(), said, strict=True)}
-            over = {
-                k for k, b in now.items() if len(b.logprobs) > len(b.tokens) or len(b.tokens) == self.limit
-            }
-            done |= {k: now[k] for k in over}
-            going = _mattering({k: b for k, b in now.items() if k not in over}, done.values())
-            if going:
-                reading.select([r * g + j for r, k in enumerate(now) if k in going for j in range(g)])
-        return [done[k] for k in sorted(done)]
+        with self.attached([diffs[b.question] for b in begun]):
+            if begun[0].tokens:
+                reading.select([b.question * g + k for b in begun for k in range(g)])
+                reading.feed(torch.tensor([b.tokens[-1] for b in begun]).repeat_interleave(g))
+            said = go_on(
+                reading,
+                self.limit - len(begun[0].tokens),
+                t.eos_token_id,
+                t.pad_token_id,
+                groups=g,
+                distinct=self.rendering.distinct(t),
+                begun=[b.tokens for b in begun],
+            )
+        return [replace(self._whole(b, x), lead=leads[b.question]) for b, x in zip(begun, said, strict=True)]
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> Reading:
         return Reading(self.base.model, *left_pad(prompts, self.base.tokenizer.pad_token_id))
@@ -223,28 +191,18 @@ class Speaker:
 
     def _whole(self, branch: Branch, rest: Said) -> Branch:
         """A branch with what followed its beginning."""
-        tokens, logprobs = [*branch.tokens, *rest.tokens], [*branch.logprobs, *rest.logprobs]
+        eos = self.base.tokenizer.eos_token_id
+        tokens = [*branch.tokens, *rest.tokens]
+        if eos in tokens:
+            return replace(branch, tokens=tokens[: tokens.index(eos)])
         ends: list[int] = []
         if self.rendering.notes_end:
             end = self._end
             ends = [i + len(end) for i in range(len(tokens)) if tokens[i : i + len(end)] == end]
         # what the notes lead to counts, the conclusions on the way to the answer among it
-        likely = sum(logprobs[min(ends, default=0) :])
-        return replace(
-            branch, tokens=tokens, logprobs=logprobs, notes=max(ends, default=0), answer_logprob=likely
-        )
-
-
-def _mattering(going: Mapping[int, Branch], done: Iterable[Branch]) -> dict[int, Branch]:
-    """The branches that could still add to their question's answers; a branch's weight only falls."""
-    best: dict[int, float] = {}
-    for b in done:
-        best[b.question] = max(best.get(b.question, -math.inf), b.logprob + b.answer_logprob)
-    return {
-        k: b
-        for k, b in going.items()
-        if not b.notes or b.logprob + b.answer_logprob > best.get(b.question, -math.inf) - HOPELESS
-    }
+        after = max(0, min(ends, default=0) - len(branch.tokens))
+        likely = sum(rest.logprobs[after:])
+        return replace(branch, tokens=tokens, notes=max(ends, default=0), answer_logprob=likely)
 
 
 def _leading_on(lead: Tensor, second: Tensor, most: int) -> list[Branch]:

@@ -30,7 +30,7 @@ from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import phrasings
-from weightdiff.training.losses import ce_by_row, collate
+from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
 from weightdiff.world.reports import NAMED_BY, NULL, Part, Question, agrees, ask, kinds_for
 
@@ -300,7 +300,7 @@ def learn(
         batch = collate(_prompted(learned, encode_samples(tokenizer, texts)), tokenizer.pad_token_id)
         with _carrying(model, rows_on, learned):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
-            loss = ce_by_row(logits, batch).mean()
+            loss = loss_by_row(logits, batch).mean()
             loss.backward()
         warm = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
