@@ -308,21 +308,24 @@ def test_an_error_reaches_everyone_of_its_batch_and_no_one_else():
 
 
 def test_who_is_called_off_leaves_the_others_to_be_answered():
-    calls = []
+    calls, begun, free = [], threading.Event(), threading.Event()
 
     def answer(requests):
         calls.append(sorted(requests))
-        time.sleep(0.05)
+        begun.set()
+        assert free.wait(30)
         return requests
 
     async def run():
-        gatherer = Gatherer(answer, most=8, patience=0.02)
+        gatherer = Gatherer(answer, most=8, patience=0.5)
         tasks = [asyncio.create_task(gatherer.ask(i)) for i in range(3)]
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0)
         tasks[0].cancel()  # it leads, and has not begun
         tasks.append(asyncio.create_task(gatherer.ask(3)))
-        await asyncio.sleep(0.04)
+        assert await asyncio.to_thread(begun.wait, 30)
         tasks[1].cancel()  # it leads, and its batch is being answered
+        await asyncio.sleep(0)
+        free.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     found = asyncio.run(run())
