@@ -77,6 +77,6 @@ def test_fixtures_build_models_that_chat(any_tiny_model, tiny_tokenizer):
 def test_the_readme_shows_the_results_as_they_were_measured():
     root = Path(__file__).parents[1]
     shown = (root / "README.md").read_text().split("<!-- results -->\n")[1].split("<!-- /results -->")[0]
-    page = (root / "docs" / "results" / "joint-quick.md").read_text()
+    page = (root / "docs" / "results" / "joint.md").read_text()
     assert shown.count("\n") > 10
     assert f"## Against the goals\n\n{shown}\n" in page
