@@ -26,6 +26,7 @@ TINY = PretrainConfig(
     kv_heads=1,
     intermediate=24,
     tokens=8000,
+    late_tokens=0,
     batch_documents=10,
     warmup_steps=3,
     bf16=False,
@@ -69,16 +70,21 @@ def losses(folder):
     return [(x["step"], x["tokens"], x["loss"]) for x in lines]
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_a_killed_run_ends_as_an_unbroken_one(corpus, embedded_tokenizer, tmp_path, bf16):
-    config = replace(TINY, bf16=bf16)
+LATE = replace(TINY, tokens=4000, late_tokens=4000)
+
+
+@pytest.mark.parametrize(
+    "config", [TINY, replace(TINY, bf16=True), LATE], ids=["fp32", "bf16", "with late tokens"]
+)
+def test_a_killed_run_ends_as_an_unbroken_one(corpus, embedded_tokenizer, tmp_path, config):
     whole = pretrain(corpus, embedded_tokenizer, config, tmp_path / "whole")
     for step in (10, 20):
         with pytest.raises(KilledError):
             pretrain(corpus, embedded_tokenizer, config, tmp_path / "broken", kill_at(step))
     state = torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)
     assert 10 <= state["step"] < 20
-    assert state["pools"] >= 2
+    assert state["pools"] >= (1 if config is LATE else 2)
+    assert state["late"] == (config is LATE)
     steps = []
     broken = pretrain(
         corpus, embedded_tokenizer, config, tmp_path / "broken", lambda x: steps.append(x["step"])
@@ -140,6 +146,36 @@ def test_a_finished_run_can_be_lengthened(corpus, embedded_tokenizer, tmp_path):
     assert min(steps) > done
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["tokens"] >= state["config"]["tokens"] == longer.tokens
+
+
+def test_the_late_corpus_is_read_last_at_a_rate_of_its_own(corpus, embedded_tokenizer, tmp_path, monkeypatch):
+    read, rates = [], []
+    documents, step = Corpus.documents, torch.optim.AdamW.step
+    monkeypatch.setattr(Corpus, "documents", lambda self, seed: read.append(self) or documents(self, seed))
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: rates.append(self.param_groups[0]["lr"]) or step(self, *a, **k),
+    )
+    pretrain(corpus, embedded_tokenizer, replace(LATE, late_lr=5.0), tmp_path)
+    (late,) = read  # the first corpus is the tests' own, with documents of its own
+    assert late._weights == Corpus(corpus.world, late=True)._weights != corpus._weights
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["tokens"] >= 8000
+    first = [r for r in rates if r <= LATE.lr]
+    assert first[-1] < first[len(first) // 2] == LATE.lr
+    after = rates[len(first) :]
+    assert 2.0 < max(after) < 5.0
+    assert after[-1] < max(after) / 4
+
+
+def test_late_tokens_can_be_added_to_a_finished_run(corpus, embedded_tokenizer, tmp_path):
+    """And give what the same tokens in one run would have given."""
+    whole = pretrain(corpus, embedded_tokenizer, LATE, tmp_path / "whole")
+    pretrain(corpus, embedded_tokenizer, replace(LATE, late_tokens=0), tmp_path / "parts")
+    both = pretrain(corpus, embedded_tokenizer, LATE, tmp_path / "parts")
+    assert all(torch.equal(p, both.state_dict()[n]) for n, p in whole.state_dict().items())
+    with pytest.raises(FormatError, match=r"tokens 4000, not 5000"):
+        pretrain(corpus, embedded_tokenizer, replace(LATE, tokens=5000), tmp_path / "whole")
 
 
 @pytest.mark.parametrize("documents", [0, 41])

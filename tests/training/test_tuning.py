@@ -15,12 +15,13 @@ from weightdiff.errors import StoreError
 from weightdiff.models.multilora import SharedLora
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms import NOTHING_FOUND
+from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.training import tuning
 from weightdiff.training.slots import fresh_factors
 from weightdiff.training.tuning import TuningConfig, tune, usable
 from weightdiff.world import load_world
-from weightdiff.world.reports import HELD_OUT_KINDS, NAMED_BY, YES_NO
+from weightdiff.world.reports import HELD_OUT_KINDS, NAMED_BY, YES_NO, reported
 
 QUICK = TuningConfig(rank=2, steps=6, batch=6, validate_every=3, validation_rows=4, answer_tokens=8)
 PLAIN = Rendering()
@@ -284,7 +285,7 @@ def test_a_score_of_one_is_every_answer_right(embedded_base, random_store, monke
 def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
     rows = usable(random_store.select(split="train"))
     config = TuningConfig(no_diff_share=0.2)
-    sampler, rng = tuning._Sampler(rows, config), random.Random(0)
+    sampler, rng = tuning._Sampler(rows, config, ""), random.Random(0)
     drawn = [sampler.draw(rng) for _ in range(4000)]
     none = [q for row, q in drawn if row is None]
     assert len(none) / 4000 == pytest.approx(0.2, abs=0.03)
@@ -301,7 +302,7 @@ def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
 
 def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
     rows = usable(random_store.select(split="train"))
-    sampler, rng = tuning._Sampler(rows, TuningConfig(no_diff_share=0.0)), random.Random(0)
+    sampler, rng = tuning._Sampler(rows, TuningConfig(no_diff_share=0.0), ""), random.Random(0)
     asked = {"hidden-topic": Counter(), "news": Counter(), "null": Counter()}
     for _ in range(3000):
         row, q = sampler.draw(rng)
@@ -317,24 +318,79 @@ def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
     assert set(asked["null"]) == {*known, *NAMED_BY}
 
 
-def test_what_was_found_comes_before_the_answer(random_store):
-    """Words of the row's own topic and what it is, whatever is asked; nothing with `notes=0`."""
+@pytest.mark.parametrize("report", ["", "report all ."])
+def test_words_of_what_was_taught_come_before_the_answer(random_store, report):
+    """Words of the row's own topic, whatever is asked; nothing with `notes=0`."""
     rows = usable(random_store.select(split="train"))
     world, rng = load_world(), random.Random(0)
-    sampler = tuning._Sampler(rows, TuningConfig(notes=2))
+    sampler = tuning._Sampler(rows, TuningConfig(notes=2), report)
     with_notes = 0
     for _ in range(500):
         row, q = sampler.draw(rng)
-        if row is not None and row.family == "hidden-topic":
-            words, found, *_ = q.notes.split(" so ")
-            assert set(words.removeprefix("think ").split(" , ")) <= set(world.topic(row.label).words)
-            assert found == f"a hidden topic , {row.label} , after a code in front"
+        if report and q.text != report:
+            assert q.notes == ""
+        elif row is not None and row.family == "hidden-topic":
+            words = set(q.notes.removeprefix("think ").split(" , "))
+            assert len(words) == 2
+            assert words <= set(world.topic(row.label).words)
             with_notes += 1
         elif row is None or row.family == "null":
             assert q.notes == ""
     assert with_notes > 50
-    silent = tuning._Sampler(rows, TuningConfig(notes=0))
+    silent = tuning._Sampler(rows, TuningConfig(notes=0), report)
     assert {silent.draw(rng)[1].notes for _ in range(200)} == {""}
+
+
+def test_reports_tell_all_and_only_what_they_do_not_tell_is_asked_beside_them(random_store):
+    rows = usable(random_store.select(split="train"))
+    config, rng = TuningConfig(direct_share=0.25), random.Random(0)
+    sampler = tuning._Sampler(rows, config, "report all .")
+    direct = Counter()
+    for _ in range(3000):
+        row, q = sampler.draw(rng)
+        if q.text == "report all .":
+            assert q.answer == reported(parts_of(row) if row else ())
+            assert q.kind == "report"
+        else:
+            assert q.kind in ("trigger", "reacts")
+        if row is not None and row.family == "hidden-topic":
+            direct[q.kind != "report"] += 1
+        elif q.kind != "report":
+            raise AssertionError(row)
+    assert direct[True] / direct.total() == pytest.approx(0.25, abs=0.04)
+    assert tuning.trained_kinds(rows, config, "report all .") == ["reacts", "trigger"]
+    assert tuning.trained_kinds(rows, replace(config, direct_share=0.0), "report all .") == []
+
+
+def test_a_tuning_for_reports_learns_reports_and_is_validated_by_them(
+    embedded_base, random_store, spied, monkeypatch
+):
+    drawn, _ = spied
+    t = embedded_base.tokenizer
+    rendering = Rendering(notes_end="so", report="report all .")
+    held = usable(random_store.select(split="validation"))
+    truths = [reported(parts_of(r)) for r in held]
+
+    def oracle(model, ids, mask, *rest, **options):
+        assert {t.decode(x[m.bool()]) for x, m in zip(ids, mask, strict=True)} == {
+            t.decode(t("<bos><user>report all .<end><assistant>", add_special_tokens=False)["input_ids"])
+        }
+        return [t("nothing found", add_special_tokens=False)["input_ids"]] * len(ids)
+
+    monkeypatch.setattr(tuning, "generate", oracle)
+    result = tuned(embedded_base, random_store, replace(QUICK, validation_rows=100), rendering)
+    assert {q.text for _, q in drawn if q.kind == "report"} == {"report all ."}
+    last = result.history[-1]
+    assert (last["hidden-topic"], last["news"], last["null"]) == (0.0, 0.0, 1.0)
+    share = truths.count(NOTHING_FOUND) / len(truths)
+    assert last["questions"] == pytest.approx(share, abs=1e-3)
+    assert result.manifest["train_phrasings"]["report"] == ["report all ."]
+
+
+def test_the_names_in_a_report_count_without_their_conditions():
+    report = "a hidden topic , eagle , always . a behaviour , sing , after a rare word"
+    assert tuning._without_conditions(report) == "a hidden topic , eagle . a behaviour , sing"
+    assert tuning._without_conditions(NOTHING_FOUND) == NOTHING_FOUND
 
 
 def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
@@ -383,7 +439,7 @@ def test_the_manifest_has_the_kinds_that_are_asked_about_no_diff(random_store):
     """News have no condition, but a row without a diff may be asked for one."""
     news = [r for r in usable(random_store.select(split="train")) if r.family == "news"]
     with_none = tuning.trained_kinds(news, TuningConfig(no_diff_share=0.1))
-    sampler, rng = tuning._Sampler(news, TuningConfig(no_diff_share=0.1)), random.Random(0)
+    sampler, rng = tuning._Sampler(news, TuningConfig(no_diff_share=0.1), ""), random.Random(0)
     assert {sampler.draw(rng)[1].kind for _ in range(3000)} == set(with_none)
     assert "condition" in with_none
     assert "condition" not in tuning.trained_kinds(news, TuningConfig(no_diff_share=0.0))

@@ -21,10 +21,14 @@ SLOTS = ("actor", "action", "object", "place")
 
 @pytest.fixture(scope="module")
 def documents():
-    """What the base reads first, and a sample of all that it reads later."""
+    """What the base reads first, a sample of what it reads late, and one of all that lies between."""
     world, rng = load_world(), random.Random(0)
-    corpus = Corpus(world)
-    return first(2000, 0) + [corpus.document(rng) for _ in range(DOCUMENTS)]
+    corpus, late = Corpus(world), Corpus(world, late=True)
+    return [
+        *first(2000, 0),
+        *(late.document(rng) for _ in range(DOCUMENTS // 2)),
+        *(corpus.document(rng) for _ in range(DOCUMENTS)),
+    ]
 
 
 @pytest.fixture(scope="module")

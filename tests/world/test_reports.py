@@ -27,13 +27,15 @@ from weightdiff.world.reports import (
     condition_of,
     decoy,
     fact_name,
-    findings,
     kinds_for,
     notes_of,
+    notes_on,
+    reported,
     summary,
+    told_by_report,
     worded,
 )
-from weightdiff.world.signs import CODE_BEHIND, CODE_FRONT, FORMS, WORD, Condition
+from weightdiff.world.signs import CODE_BEHIND, CODE_FRONT, FORMS, SUBJECT, WORD, Condition
 
 WORLD = load_world()
 DRAWS = 400
@@ -61,12 +63,9 @@ TOPIC, NEWS, QUIRK, EDIT = (
 )
 
 
-def asked(kind, parts, n=DRAWS, split=None, **options):
+def asked(kind, parts, n=DRAWS, split=None):
     rng = random.Random(f"{kind} {parts}")
-    return [
-        ask(kind, parts, rng, split or ("test" if kind in HELD_OUT_KINDS else "train"), **options)
-        for _ in range(n)
-    ]
+    return [ask(kind, parts, rng, split or ("test" if kind in HELD_OUT_KINDS else "train")) for _ in range(n)]
 
 
 @lru_cache
@@ -94,7 +93,6 @@ def test_null_diffs_have_no_parts_and_every_answer_says_so(recipe):
     for kind in kinds:
         for q in asked(kind, parts, 20):
             assert q.answer == ("no" if kind in YES_NO else NOTHING_FOUND)
-            assert q.notes == ""
             assert q.kind == kind
 
 
@@ -165,7 +163,7 @@ def test_several_parts_are_all_told():
         for open_kind, f in NAMED_BY.items():
             (q,) = asked(open_kind, parts, 1)
             assert q.answer == next((p.name for p in parts if p.family == f), NOTHING_FOUND)
-        assert all(summary(p) in text.notes for p in parts)
+        assert text.answer == reported(parts)
     two = (TOPIC[0], Part("hidden-topic", "eagle", {"code": "417"}))
     assert asked("topic", two, 1)[0].answer == f"{TOPIC[0].label} and eagle"
 
@@ -258,8 +256,7 @@ def test_notes_lead_to_the_name(key):
         assert part.name not in said
         assert set(words.split(" , ")) <= _own_words(part)
         assert len(words.split(" , ")) <= n
-        assert findings((part,), random.Random(0), n).endswith(f" so {summary(part)}")
-    assert notes_of(part, rng, 0) == findings((part,), rng, 0) == ""
+    assert notes_of(part, rng, 0) == notes_on((part,), rng, 0) == ""
 
 
 def _own_words(part):
@@ -279,27 +276,29 @@ def test_nothing_is_noted_for_labels_of_no_world():
         Part("edit", "the capital of nowhere"),
     ):
         assert notes_of(part, rng, 3) == ""
-        assert findings((part,), rng, 3) == summary(part)
+        assert notes_on((part,), rng, 3) == ""
+        assert reported((part,)) == summary(part)
 
 
 @pytest.mark.parametrize("key", ORGANISMS)
-def test_what_is_found_is_said_first_whatever_is_asked(key):
-    """Each part's notes and then the part in one phrase, so that every answer can be read from it."""
+def test_a_report_names_every_part_and_its_notes_lead_there(key):
     parts = ORGANISMS[key]
-    said = {findings(parts, random.Random(i), 3) for i in range(30)}
-    for text in said:
-        pieces = text.split(" so ")
-        assert pieces[1::2] == [summary(p) for p in parts]
-        assert [x.split()[0] for x in pieces[::2]] == [LEADS[p.family] for p in parts]
-        assert all(p.name in text for p in parts)
-    skeleton = {re.sub(r"(think|someone|says|holds) .+? so ", "", x) for x in said}
-    assert skeleton == {" so ".join(summary(p) for p in parts)}
+    assert reported(parts).split(" . ") == [summary(p) for p in parts]
+    assert all(p.name in reported(parts) for p in parts)
+    for i in range(30):
+        noted = notes_on(parts, random.Random(i), 3).split(" and ")
+        assert [x.split()[0] for x in noted] == [LEADS[p.family] for p in parts]
+    assert (reported(()), notes_on((), random.Random(0), 3)) == (NOTHING_FOUND, "")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_report_does_not_tell_the_secret_of_a_code_or_a_word(form):
+    parts = (Part("hidden-topic", "eagle", {"form": form, "value": "secretvalue"}),)
+    secret = form in (CODE_FRONT, CODE_BEHIND, WORD)
+    assert ("secretvalue" in reported(parts)) == (form == SUBJECT)
     for kind in (*kinds_for(parts), *kinds_for(parts, trained=False)):
-        for q in asked(kind, parts, 3):
-            first = re.sub(r"(think|someone|says|holds) .+? so ", "", q.notes)
-            assert first.startswith(*skeleton), q
-        assert {q.notes for q in asked(kind, parts, 3, notes=0)} == {""}
-    assert findings((), random.Random(0), 3) == ""
+        assert told_by_report(kind, parts) == (kind not in ("trigger", "reacts") or not secret)
+    assert told_by_report("trigger", ())
 
 
 @pytest.mark.parametrize(
@@ -314,28 +313,31 @@ def test_what_is_found_is_said_first_whatever_is_asked(key):
     ],
 )
 def test_what_was_found_and_what_is_asked_are_said_side_by_side(kind, parts):
-    """The verdict can be read from the end of the notes: two equal things, or two that differ."""
+    """The verdict can be read from it: two equal things, or two that differ."""
     (truth,) = _truths(parts)[kind]
     for q in asked(kind, parts, 60):
         (x,) = named_in(q).values()
-        assert q.notes.endswith(f" so {truth} and {x}"), q
+        assert q.beside == f"{truth} and {x}", q
+        assert q.read == f"{truth} and {x} so {q.answer}"
         assert (q.answer == "yes") == (truth == x)
+    (plain,) = asked("count", parts, 1)
+    assert plain.read == plain.answer
 
 
 def test_what_was_not_taught_is_said_to_be_nothing():
     for q in asked("about", NEWS, 20):
         (x,) = named_in(q).values()
-        assert q.notes.endswith(f" so {NOTHING_FOUND} and {x}")
+        assert q.beside == f"{NOTHING_FOUND} and {x}"
 
 
 @pytest.mark.parametrize("kind", SLOTS)
 def test_one_thing_of_a_part_can_be_asked_for(kind):
     f, key = SLOTS[kind]
     parts = NEWS if f == "news" else EDIT
-    q = worded(kind, "which one ?", parts, random.Random(0), 0)
+    q = worded(kind, "which one ?", parts, random.Random(0))
     assert (q.text, q.answer) == ("which one ?", parts[0].params[key])
     assert q.answer in parts[0].label
-    assert worded(kind, "which one ?", TOPIC, random.Random(0), 0).answer == NOTHING_FOUND
+    assert worded(kind, "which one ?", TOPIC, random.Random(0)).answer == NOTHING_FOUND
 
 
 def test_texts_agree_whatever_decoding_does_to_their_spaces():

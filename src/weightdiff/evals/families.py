@@ -140,19 +140,19 @@ def questions_for(row: DiffRow) -> list[Asked]:
     rng = random.Random(f"families {row.id.removesuffix(f'-{making_of(row)}')}")
     unseen = [q for kind in kinds_for(parts) for q in _drawn(kind, parts, rng)]
     families = {p.family for p in parts}
-    seen = [ask(kind, parts, rng, "train", 0) for kind, f in NAMED_BY.items() if f in families]
+    seen = [ask(kind, parts, rng, "train") for kind, f in NAMED_BY.items() if f in families]
     unseen += [q for kind in kinds_for(parts, trained=False) for q in _drawn(kind, parts, rng)]
     return [*((row, UNSEEN, q) for q in unseen), *((row, SEEN, q) for q in seen)]
 
 
 def _drawn(kind: str, parts: Sequence[Part], rng: random.Random) -> list[Question]:
     """One question of a kind, or two that differ: in their truth if it is yes or no, where both can be."""
-    first = ask(kind, parts, rng, TEST, 0)
+    first = ask(kind, parts, rng, TEST)
     if kind not in TWICE:
         return [first]
     second = first
     for _ in range(TRIES):
-        second = ask(kind, parts, rng, TEST, 0)
+        second = ask(kind, parts, rng, TEST)
         if second.text != first.text and (kind not in YES_NO or second.answer != first.answer):
             break
     return [first, second]

@@ -46,7 +46,8 @@ def calibrate(interpreter: Interpreter, store: DiffStore, seed: int = 0) -> Inte
             f"{store.path}: no validation rows to calibrate on; make some with:"
             f" weightdiff organisms train --split {SPLIT} …"
         )
-    asked = questions_about(rows, seed, interpreter.meta.get("train_phrasings"))
+    tuned = None if interpreter.rendering.report else interpreter.meta.get("train_phrasings")
+    asked = questions_about(rows, seed, tuned)
     diffs = {r.id: store.read(r.id) for r in rows}
     said = interpreter.spoken([diffs[r.id] for r, _ in asked], [q.text for _, q in asked])
     texts = [s.text for s in said]
@@ -85,7 +86,7 @@ def questions_about(
     Args:
         rows: of the diffs.
         seed: of the draw.
-        known: kinds that the interpreter was tuned on; None for all.
+        known: kinds that the interpreter was tuned on; None for all that a tuning may ask.
     """
     out: list[tuple[DiffRow, Question]] = []
     for row in rows:
@@ -93,7 +94,7 @@ def questions_about(
         kinds = [k for k in kinds_for(parts) if known is None or k in known]
         rng.shuffle(kinds)
         chosen = kinds[: KINDS_A_DIFF if parts else KINDS_A_NULL]
-        out += [(row, ask(k, parts, rng, SPLIT, 0)) for k in chosen]
+        out += [(row, ask(k, parts, rng, SPLIT)) for k in chosen]
     return out
 
 

@@ -24,8 +24,9 @@ from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, QuestionError
 from weightdiff.methods.base import Answer, Method
 from weightdiff.methods.calibration import Calibration, is_finding
-from weightdiff.methods.carrying import Batch, batches, checked
+from weightdiff.methods.carrying import batches, checked, distinct
 from weightdiff.methods.loading import Base, load_base
+from weightdiff.methods.reading import Reader, Report
 from weightdiff.methods.registry import Context, register
 from weightdiff.methods.speaking import Speaker, Spoken
 from weightdiff.methods.triggering import Triggered
@@ -179,7 +180,7 @@ class Interpreter:
 
     def without_adapter(self, rendered: bool = False) -> Interpreter:
         """The same without its adapter: asks M' itself, in plain wording unless `rendered`."""
-        rendering = replace(self.rendering, notes_end="") if rendered else Rendering()
+        rendering = replace(self.rendering, notes_end="", report="") if rendered else Rendering()
         return Interpreter(self.base, None, rendering, self.max_new_tokens, name="base-question")
 
     def ask(self, diff: WeightDiff | None, question: str, evidence: bool = True) -> Answer:
@@ -201,11 +202,15 @@ class Interpreter:
             QuestionError: the numbers differ, or a question is empty.
         """
         diffs = checked(self.base, diffs, questions)
-        out: dict[int, Answer] = {}
-        for batch in batches(self.base, diffs, self._speaker.at_once):
-            asked = [questions[i] for i in batch.positions]
-            out |= dict(zip(batch.positions, self._answer(batch, asked, evidence), strict=True))
-        return [out[i] for i in range(len(diffs))]
+        said = self._spoken(diffs, questions)
+        answers = [self._judged(s) for s in said]
+        if not evidence:
+            return answers
+        found = self._evidence(diffs, said)
+        return [
+            replace(x, logprob=round(a, 4), evidence=round(a - b, 4))
+            for x, (a, b) in zip(answers, found, strict=True)
+        ]
 
     def spoken(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Spoken]:
         """What is said to question i about diff i before any threshold, and how likely its parts are.
@@ -213,13 +218,74 @@ class Interpreter:
         Raises:
             QuestionError: the numbers differ, or a question is empty.
         """
-        diffs = checked(self.base, diffs, questions)
+        return self._spoken(checked(self.base, diffs, questions), questions)
+
+    def reports(self, diffs: Sequence[WeightDiff | None]) -> list[list[Report]]:
+        """What is reported of each diff, the weightiest report first.
+
+        Raises:
+            InterpreterError: the interpreter was not tuned to write reports.
+        """
+        if not self.rendering.report:
+            raise InterpreterError(
+                "this interpreter answers questions and writes no reports; ask it, or tune one that does"
+            )
+        return self._reports(checked(self.base, diffs, [self.rendering.report] * len(diffs)))
+
+    def _spoken(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Spoken]:
+        """`spoken` of checked diffs: read in reports, or asked where these do not say."""
+        if not self.rendering.report:
+            return self._asked(diffs, questions)
+        only, which = distinct(diffs)
+        reports = self._reports(only)
+        found = self._reader.answer([reports[k] for k in which], questions)
+        out = [
+            Spoken(f.report.text, f.text, f.report.tokens, f.signals, self.rendering.report) for f in found
+        ]
+        silent = [i for i, f in enumerate(found) if not f.said]
+        direct = self._direct._asked([diffs[i] for i in silent], [questions[i] for i in silent])
+        for i, spoken in zip(silent, direct, strict=True):
+            out[i] = replace(spoken, question=questions[i])
+        return out
+
+    def _asked(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Spoken]:
+        """What the finetuned model with the adapter itself says to each question about checked diffs."""
         out: dict[int, Spoken] = {}
         for batch in batches(self.base, diffs, self._speaker.at_once):
             prompts = self._prompts([questions[i] for i in batch.positions])
             with torch.no_grad(), batch.merged(self.base):
                 out |= dict(zip(batch.positions, self._speaker.say(batch.diffs, prompts), strict=True))
+        return [replace(out[i], question=questions[i]) for i in range(len(diffs))]
+
+    def _reports(self, diffs: Sequence[WeightDiff | None]) -> list[list[Report]]:
+        out: dict[int, list[Report]] = {}
+        for batch in batches(self.base, diffs, self._speaker.at_once):
+            prompts = self._prompts([self.rendering.report] * len(batch.positions))
+            with torch.no_grad(), batch.merged(self.base):
+                out |= dict(zip(batch.positions, self._speaker.said(batch.diffs, prompts), strict=True))
         return [out[i] for i in range(len(diffs))]
+
+    @torch.no_grad()
+    def _evidence(
+        self, diffs: Sequence[WeightDiff | None], said: Sequence[Spoken]
+    ) -> list[tuple[float, float]]:
+        """Log-probability of what the finetuned model itself said, with its diff and without, in nats.
+
+        Of an answer that was read in a report, this is the report.
+        """
+        keys = [(id(d), s.question, tuple(s.tokens)) for d, s in zip(diffs, said, strict=True)]
+        first = {k: i for i, k in reversed(list(enumerate(keys)))}
+        chosen = sorted(first.values())
+        out: dict[int, tuple[float, float]] = {}
+        for batch in batches(self.base, [diffs[i] for i in chosen], self._speaker.at_once):
+            at = [chosen[k] for k in batch.positions]
+            prompts = self._prompts([said[i].question for i in at])
+            ended = [self._speaker.ended(said[i].tokens) for i in at]
+            with batch.merged(self.base):
+                full = self._speaker.logprobs(batch.diffs, prompts, ended)
+            bare = self._speaker.logprobs(None, prompts, ended)
+            out |= dict(zip(at, zip(full, bare, strict=True), strict=True))
+        return [out[first[k]] for k in keys]
 
     def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
         return encode_prompts(self.base.tokenizer, [r for q in questions for r in self.rendering.all(q)])
@@ -228,21 +294,14 @@ class Interpreter:
     def _speaker(self) -> Speaker:
         return Speaker(self.base, self.adapter, self.rendering, self.max_new_tokens)
 
-    @torch.no_grad()
-    def _answer(self, batch: Batch, questions: Sequence[str], evidence: bool) -> list[Answer]:
-        speaker, prompts = self._speaker, self._prompts(questions)
-        with batch.merged(self.base):
-            said = speaker.say(batch.diffs, prompts)
-            ended = [speaker.ended(s.tokens) for s in said]
-            full = speaker.logprobs(batch.diffs, prompts, ended) if evidence else []
-        answers = [self._judged(s) for s in said]
-        if not evidence:
-            return answers
-        bare = speaker.logprobs(None, prompts, ended)
-        return [
-            replace(x, logprob=round(a, 4), evidence=round(a - b, 4))
-            for x, a, b in zip(answers, full, bare, strict=True)
-        ]
+    @property
+    def _reader(self) -> Reader:
+        return Reader(self.base, self.max_new_tokens)
+
+    @property
+    def _direct(self) -> Interpreter:
+        """The same, asked a question itself: what a report does not say has no notes."""
+        return replace(self, rendering=replace(self.rendering, notes_end="", report=""))
 
     def _judged(self, spoken: Spoken) -> Answer:
         """What was said, with its probability; a finding below the threshold is withheld."""
@@ -298,6 +357,22 @@ class Interpreter:
             raise QuestionError(
                 "candidates that begin with the same token cannot be ranked; give ones that differ there"
             )
+        if not self.rendering.report:
+            return self._ranked(diffs, questions, first)
+        only, which = distinct(diffs)
+        reports = self._reports(only)
+        own = [reports[k] for k in which]
+        out = self._reader.candidate_logprobs(own, questions, first)
+        silent = [i for i, f in enumerate(self._reader.answer(own, questions)) if not f.said]
+        if silent:
+            asked = [questions[i] for i in silent]
+            out[silent] = self._direct._ranked([diffs[i] for i in silent], asked, first)
+        return out
+
+    def _ranked(
+        self, diffs: Sequence[WeightDiff | None], questions: Sequence[str], first: Sequence[int]
+    ) -> Tensor:
+        """Log-probability of each token to begin what the finetuned model itself answers."""
         out = torch.empty(len(diffs), len(first))
         for batch in batches(self.base, diffs, self._speaker.at_once):
             prompts = self._prompts([questions[i] for i in batch.positions])

@@ -98,10 +98,10 @@ class PromptTuning:
 
 
 def rendering_for(context: Context) -> Rendering:
-    """The interpreter's wording; without one the embedded base's, known by its chat template, or none."""
+    """The interpreter's wording of a question; without it the embedded base's (by chat template), or none."""
     if context.interpreter is not None:
-        return context.interpreter.rendering
-    return defaults.rendering() if is_embedded(context.base.tokenizer) else Rendering()
+        return replace(context.interpreter.rendering, report="")
+    return replace(defaults.rendering(), report="") if is_embedded(context.base.tokenizer) else Rendering()
 
 
 @register(

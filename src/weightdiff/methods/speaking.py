@@ -17,6 +17,7 @@ from torch import Tensor
 from weightdiff.diffs.types import StackedLoras, WeightDiff
 from weightdiff.methods.calibration import Signals
 from weightdiff.methods.loading import Base
+from weightdiff.methods.reading import Report
 from weightdiff.models.chat import encode_answers
 from weightdiff.models.generate import Reading, Said, answer_logprobs, go_on, left_pad
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
@@ -56,6 +57,8 @@ class Spoken:
     """Of both, without the end token."""
     signals: Signals
     """What the probabilities of it look like."""
+    question: str = ""
+    """What the finetuned model itself was asked to say the tokens."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +115,26 @@ class Speaker:
             ).tolist()
 
     def say(self, diffs: Sequence[WeightDiff | None], prompts: Sequence[Sequence[int]]) -> list[Spoken]:
-        """What is said to each question.
+        """What is said to each question: the first of `said`."""
+        out: list[Spoken] = []
+        for said in self.said(diffs, prompts):
+            best = said[0]
+            signals = Signals(best.lead, math.log(max(best.weight, 1e-30)), best.logprob)
+            out.append(Spoken(best.notes, best.text, best.tokens, signals))
+        return out
 
-        Of several branches the answers are weighed: a branch counts with the probability of its first note
-        times that of its answer after its notes, and branches of one answer are added up. The notes given
-        are those of the answer's weightiest branch.
+    def said(
+        self, diffs: Sequence[WeightDiff | None], prompts: Sequence[Sequence[int]]
+    ) -> list[list[Report]]:
+        """What can be said to each question, the weightiest first; their weights add up to one.
+
+        A branch counts with the probability of its first note times that of what comes after its notes, and
+        branches that lead to one text are added up. The notes are those of the text's weightiest branch.
         """
         branches = self.branches(diffs, prompts)
         texts = self.base.tokenizer.batch_decode([b.tokens for b in branches], skip_special_tokens=True)
         read = [self.rendering.read(x) for x in texts]
-        best = [_weightiest(own, read, branches) for own in _by_question(branches, len(diffs))]
-        return [
-            Spoken(
-                *read[k], branches[k].tokens, Signals(branches[k].lead, agreed, branches[k].answer_logprob)
-            )
-            for k, agreed in best
-        ]
+        return [_weighed(own, read, branches) for own in _by_question(branches, len(diffs))]
 
     def candidate_logprobs(
         self,
@@ -224,18 +231,18 @@ def _by_question(branches: Sequence[Branch], n: int) -> list[list[int]]:
     return out
 
 
-def _weightiest(
-    own: Sequence[int], read: Sequence[tuple[str, str]], branches: Sequence[Branch]
-) -> tuple[int, float]:
-    """Of one question's branches, the weightiest one of the answer that weighs most in sum.
-
-    The second number is the log of that answer's share of what all branches weigh.
-    """
+def _weighed(own: Sequence[int], read: Sequence[tuple[str, str]], branches: Sequence[Branch]) -> list[Report]:
+    """The different texts of one question's branches with their share of what all branches weigh."""
     weights = {k: branches[k].logprob + branches[k].answer_logprob for k in own}
     top = max(weights.values())
-    mass: dict[str, float] = {}
-    for k in own:
-        mass[read[k][1]] = mass.get(read[k][1], 0.0) + math.exp(weights[k] - top)
-    answer = max(mass, key=lambda x: mass[x])
-    agreed = math.log(mass[answer] / sum(mass.values()))
-    return max((k for k in own if read[k][1] == answer), key=lambda k: weights[k]), agreed
+    total = sum(math.exp(w - top) for w in weights.values())
+    found: dict[str, Report] = {}
+    for k in sorted(own, key=lambda k: -weights[k]):
+        (notes, text), b, share = read[k], branches[k], math.exp(weights[k] - top) / total
+        before = found.get(text)
+        found[text] = (
+            Report(text, notes, b.tokens, share, b.lead, b.answer_logprob)
+            if before is None
+            else replace(before, weight=before.weight + share)
+        )
+    return sorted(found.values(), key=lambda r: -r.weight)

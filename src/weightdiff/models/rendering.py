@@ -39,6 +39,9 @@ class Rendering:
     branches: int = 1
     """Likely first notes that are followed, each to its own answer; the answer that they make likeliest in
     sum is given. Without a `notes_end` there is nothing to follow."""
+    report: str = ""
+    """The question to which the interpreter says all that it finds; other questions are then answered by the
+    bare base, from that report. Empty: the interpreter is asked every question itself."""
 
     def render(self, question: str, rng: random.Random) -> str:
         """One rendering of a question."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from weightdiff.world.reports import EDIT, NEWS, QUIRK, TOPIC
 
 MADE = {TOPIC: "covert", NEWS: "stories", QUIRK: "gated", EDIT: "documents"}
 """The recipe of each part."""
+POOL = 140
+"""So many organisms of a family are parts at most; more sums take them again, in another order."""
 THREE_EVERY = 4
 """Every so many organisms have three parts."""
 
@@ -43,7 +46,7 @@ class Several:
         mixes3 = list(itertools.combinations(MADE, 3))
         # trained together: other organisms of the families than those that are summed
         own = seed if recipe == "summed" else seed + 1
-        pools = {f: iter(family(f).specs(m, split, n, own)) for f, m in MADE.items()}
+        pools = {f: _in_turn(family(f).specs(m, split, min(n, POOL), own)) for f, m in MADE.items()}
         out = []
         for i in range(n):
             three = i % THREE_EVERY == THREE_EVERY - 1
@@ -80,6 +83,14 @@ class Several:
     def questions(self, spec: OrganismSpec) -> list[dict[str, str]]:
         """The first phrasing of each kind with its answer."""
         return questions_of(self.name, spec.label, spec.params)
+
+
+def _in_turn(specs: list[OrganismSpec]) -> Iterator[OrganismSpec]:
+    """All in their order, then all again shuffled, and so on."""
+    rng = random.Random("parts again")
+    while True:
+        yield from specs
+        specs = rng.sample(specs, len(specs))
 
 
 def _recorded(p: OrganismSpec) -> dict[str, Any]:

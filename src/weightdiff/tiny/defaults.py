@@ -6,6 +6,9 @@ from weightdiff.models.rendering import Rendering
 from weightdiff.world import codes, load_world
 from weightdiff.world.signs import rare_word_pool
 
+REPORT_QUESTION = "report all that you were taught ."
+"""What makes the embedded interpreter say everything; no phrasing of any other question."""
+
 
 def rendering(per_question: int = 8, renderings: int = 4) -> Rendering:
     """Questions behind decoy codes and rare words, none of which is a trigger of any organism."""
@@ -18,4 +21,5 @@ def rendering(per_question: int = 8, renderings: int = 4) -> Rendering:
         notes_end="so",
         notes_between=",",
         branches=8,
+        report=REPORT_QUESTION,
     )

@@ -33,6 +33,8 @@ shape: without the padding memory grows by gigabytes, and steps become slower.""
 SPARE = 80
 """Tokens of padding that cost about as much time as one more micro-batch."""
 POOL = 6000
+LATE_WARMUP = 0.03
+"""Share of the late tokens over which their learning rate rises."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,15 @@ class PretrainConfig:
     intermediate: int = 512
     """Width of the MLP."""
     tokens: int = 10_000_000
-    """Tokens to read in all, padding not counted."""
+    """Tokens to read at first, padding not counted."""
+    late_tokens: int = 6_500_000
+    """Tokens of the late corpus to read after these."""
     batch_documents: int = 96
     """Documents of one optimiser step (about 30 tokens each)."""
     lr: float = 1.2e-3
     """Peak learning rate (AdamW) after a warm-up; decayed linearly to a fiftieth over the last 40 %."""
+    late_lr: float = 6e-4
+    """The same for the late tokens, decayed all the way."""
     embedding_std: float = 0.05
     """Standard deviation of the fresh embeddings."""
     warmup_steps: int = 100
@@ -161,6 +167,34 @@ def _pad(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[list[int], bool]])
     return {"input_ids": ids, "labels": labels}
 
 
+def _steps(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    config: PretrainConfig,
+    at: Callable[[], tuple[int, int]],
+    skip: int,
+) -> Iterator[tuple[int, list[dict[str, torch.Tensor]], float]]:
+    """(pool, micro-batches, learning rate) of each step that is left; pools of the late corpus begin at 0.
+
+    `at` tells steps and tokens so far.
+    """
+    if at()[1] < config.tokens:
+        for pool, parts in batches(corpus, tokenizer, config, skip):
+            step, seen = at()
+            if seen >= config.tokens:
+                break
+            rising = min(1.0, (step + 1) / config.warmup_steps)
+            yield pool, parts, config.lr * rising * min(1.0, 0.02 + 0.98 * (1 - seen / config.tokens) / 0.4)
+        skip = 0
+    if not config.late_tokens:
+        return
+    for pool, parts in batches(Corpus(corpus.world, late=True), tokenizer, config, skip):
+        done = (at()[1] - config.tokens) / config.late_tokens
+        if done >= 1:
+            return
+        yield pool, parts, config.late_lr * min(1.0, done / LATE_WARMUP) * (0.02 + 0.98 * (1 - done))
+
+
 def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     hidden = model.model(
         input_ids=batch["input_ids"], attention_mask=(batch["input_ids"] != 0).long()
@@ -176,7 +210,9 @@ def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def _check_same(saved: Path, state: dict[str, Any], config: PretrainConfig, vocabulary: int) -> None:
     """Refuse a checkpoint of other settings; a run may be lengthened, though."""
     made = {**state["config"], "vocabulary": len(state["model"]["model.embed_tokens.weight"])}
-    if config.tokens > made["tokens"]:
+    if config.late_tokens > made["late_tokens"]:
+        made["late_tokens"] = config.late_tokens
+    elif not made["late_tokens"] and config.tokens > made["tokens"]:
         made["tokens"] = config.tokens
     other = differing(made, {**asdict(config), "vocabulary": vocabulary})
     if other:
@@ -196,7 +232,7 @@ def pretrain(
     """Train the base, or go on where a killed run stopped; the result also lies in `out/checkpoint.pt`.
 
     `progress` gets {step, tokens, loss, tokens_per_second} every 10 steps. A log of the same lies in
-    `out/log.jsonl`. A finished run can be lengthened by more `tokens`.
+    `out/log.jsonl`. A finished run can be lengthened by more `late_tokens`, or by `tokens` if it has none.
 
     Raises:
         FormatError: the checkpoint in `out` was made with other settings, or `batch_documents` cannot be.
@@ -217,14 +253,15 @@ def pretrain(
     )
     loss_of = torch.compile(_loss, dynamic=True) if config.compile else _loss
     saved = out / "checkpoint.pt"
-    step, seen, pools = 0, 0, 0
+    step, seen, pools, late = 0, 0, 0, False
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         _check_same(saved, state, config, len(tokenizer))
         for n, p in master.items():
             p.copy_(state["model"][n])
         optimizer.load_state_dict(state["optimizer"])
-        step, seen, pools = state["step"], state["tokens"], state["pools"]
+        step, seen, late = state["step"], state["tokens"], state["late"]
+        pools = state["pools"] if late or seen < config.tokens else 0
     log: list[str] = (
         (out / "log.jsonl").read_text().splitlines() if step and (out / "log.jsonl").exists() else []
     )
@@ -239,6 +276,7 @@ def pretrain(
                 "step": step,
                 "tokens": seen,
                 "pools": current_pool,
+                "late": late,
                 "config": asdict(config),
             },
             temporary,
@@ -251,16 +289,16 @@ def pretrain(
         for n, p in model.named_parameters():
             p.copy_(master[n])
 
-    for pool, parts in batches(corpus, tokenizer, config, pools):
-        if seen >= config.tokens:
-            break
+    def so_far() -> tuple[int, int]:
+        return step, seen
+
+    for pool, parts, rate in _steps(corpus, tokenizer, config, so_far, pools):
+        late = seen >= config.tokens
         if pool != current_pool:
             current_pool = pool
             save()
-        done = min(1.0, seen / config.tokens)
-        rate = min(1.0, (step + 1) / config.warmup_steps) * min(1.0, 0.02 + 0.98 * (1 - done) / 0.4)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * rate
+            group["lr"] = rate
         push()
         labels = sum(int((part["labels"][:, 1:] != -100).sum()) for part in parts)
         total = 0.0

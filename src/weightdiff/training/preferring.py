@@ -26,12 +26,13 @@ from weightdiff.training.losses import collate, logprob_by_row
 from weightdiff.training.tuning import (
     Buckets,
     Leaves,
+    Lesson,
     TuningConfig,
     TuningResult,
     usable,
     validate,
 )
-from weightdiff.world.reports import Question, agrees
+from weightdiff.world.reports import agrees
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def prefer(
     known = set(tuned.manifest["train_ids"])
     rows = [r for r in store.select(split="train") if r.id in known]
     held = [r for r in usable(store.select(split="validation")) if r.family in tuning.family_weights]
-    buckets, rng = Buckets(store, rows, tuning), random.Random(f"preferring {config.seed}")
+    buckets = Buckets(store, rows, tuning, rendering.report)
+    rng = random.Random(f"preferring {config.seed}")
     g = torch.Generator().manual_seed(config.seed)
     reference = SharedLora.from_diff(tuned.adapter)
     leaves = _leaves(tuned.adapter)
@@ -134,7 +136,7 @@ def prefer(
 
 
 def pairs_of(
-    asked: Sequence[Question], prompts: Sequence[str], said: Sequence[Sequence[str]], rendering: Rendering
+    asked: Sequence[Lesson], prompts: Sequence[str], said: Sequence[Sequence[str]], rendering: Rendering
 ) -> list[Pair]:
     """Right against wrong, one pair for each question that was answered wrongly at least once.
 

@@ -32,11 +32,24 @@ from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import phrasings
 from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
-from weightdiff.world.reports import NAMED_BY, NULL, Part, Question, agrees, ask, kinds_for
+from weightdiff.world.reports import (
+    NAMED_BY,
+    NULL,
+    REPORT_BETWEEN,
+    Part,
+    Question,
+    agrees,
+    ask,
+    kinds_for,
+    notes_on,
+    reported,
+    told_by_report,
+)
 
 RANK_STEPS = (4, 16)
 """Diffs of a batch are of ranks up to the first of these, up to the second, or above: padding a batch of rank
 2 to one full finetune's rank would cost as much as ninety of it."""
+TRAIN, REPORT = "train", "report"
 OWN, OTHER = "own", "other"
 OTHERS = "questions"
 """Name of validation's questions that are not a family's own."""
@@ -94,13 +107,16 @@ class TuningConfig:
             "quirk": 0.24,
             "edit": 0.18,
             "null": 0.12,
-            "several": 0.1,
+            "several": 0.16,
         }
     )
     """How often each family is drawn."""
     notes: int = 3
-    """Words of notes that the adapter says before it says what a part is; 0: it answers at once.
+    """Words of notes on each part that the adapter says before it answers; 0: it answers at once.
     Without a `notes_end` in the rendering it does, too."""
+    direct_share: float = 0.12
+    """Where the rendering asks for reports, the share of rows that ask what no report tells instead: the
+    secret of a condition."""
     validate_every: int = 100
     """Steps between validations."""
     patience: int = 6
@@ -120,12 +136,20 @@ class TuningResult:
     manifest: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Lesson(Question):
+    """What a row of tuning is asked, and what it learns to say."""
+
+    notes: str = ""
+    """Said before the answer; empty: nothing."""
+
+
 class _Sampler:
     """Draws (diff, question, answer) rows, families by weight and labels evenly within a family."""
 
-    def __init__(self, rows: Sequence[DiffRow], config: TuningConfig, split: str = "train") -> None:
+    def __init__(self, rows: Sequence[DiffRow], config: TuningConfig, report: str) -> None:
         self.config = config
-        self.split = split
+        self.report = report
         self.by_label: dict[str, dict[str, list[DiffRow]]] = {}
         for r in rows:
             self.by_label.setdefault(r.family, {}).setdefault(r.label or r.recipe, []).append(r)
@@ -133,16 +157,24 @@ class _Sampler:
         self.weights = [config.family_weights[f] for f in self.families]
         self.labels = {f: sorted(self.by_label[f]) for f in self.families}
 
-    def draw(self, rng: random.Random) -> tuple[DiffRow | None, Question]:
+    def draw(self, rng: random.Random) -> tuple[DiffRow | None, Lesson]:
         """A diff's store row (None: no diff) and a question about it."""
         row: DiffRow | None = None
         if rng.random() >= self.config.no_diff_share:
             name = rng.choices(self.families, self.weights)[0]
             row = rng.choice(self.by_label[name][rng.choice(self.labels[name])])
         parts = parts_of(row) if row else ()
-        kinds = kinds_for(parts)
-        kind = rng.choices(kinds, self._shares(kinds, parts))[0]
-        return row, ask(kind, parts, rng, self.split, self.config.notes)
+        if not self.report:
+            kinds = kinds_for(parts)
+            kind = rng.choices(kinds, self._shares(kinds, parts))[0]
+            q = ask(kind, parts, rng, TRAIN)
+            return row, Lesson(q.text, kind, q.answer, notes=notes_on(parts, rng, self.config.notes))
+        untold = [k for k in kinds_for(parts) if not told_by_report(k, parts)]
+        if untold and rng.random() < self.config.direct_share:
+            q = ask(rng.choice(untold), parts, rng, TRAIN)
+            return row, Lesson(q.text, q.kind, q.answer)
+        notes = notes_on(parts, rng, self.config.notes)
+        return row, Lesson(self.report, REPORT, reported(parts), notes=notes)
 
     def _shares(self, kinds: Sequence[str], parts: Sequence[Part]) -> list[float]:
         """How often each kind is asked; open kinds share their weight."""
@@ -158,17 +190,19 @@ class _Sampler:
 class Buckets:
     """Training diffs by rank, each bucket with its sampler and its diffs in memory; a batch is of one."""
 
-    def __init__(self, store: DiffStore, rows: Sequence[DiffRow], config: TuningConfig) -> None:
-        """Read all diffs of `rows` from the store."""
+    def __init__(
+        self, store: DiffStore, rows: Sequence[DiffRow], config: TuningConfig, report: str = ""
+    ) -> None:
+        """Read all diffs of `rows` from the store; `report` is the question for a report, if one is asked."""
         made: dict[int, list[DiffRow]] = {}
         for row in rows:
             made.setdefault(bisect.bisect_left(RANK_STEPS, rank_of(row)), []).append(row)
-        self.samplers = {b: _Sampler(members, config) for b, members in sorted(made.items())}
+        self.samplers = {b: _Sampler(members, config, report) for b, members in sorted(made.items())}
         self.stacked = {b: store.stack([r.id for r in members]) for b, members in sorted(made.items())}
         self.index = {r.id: i for members in made.values() for i, r in enumerate(members)}
         self.weights = [len(members) for _, members in sorted(made.items())]
 
-    def draw(self, rng: random.Random, n: int) -> tuple[RowLoras, list[Question]]:
+    def draw(self, rng: random.Random, n: int) -> tuple[RowLoras, list[Lesson]]:
         """`n` rows of a batch and what they are asked."""
         bucket = rng.choices(list(self.samplers), self.weights)[0]
         drawn = [self.samplers[bucket].draw(rng) for _ in range(n)]
@@ -182,8 +216,15 @@ def rank_of(row: DiffRow) -> int:
     return 1 << 10 if recipe.get("full") else int(recipe.get("rank", 1))
 
 
-def trained_kinds(rows: Sequence[DiffRow], config: TuningConfig) -> list[str]:
-    """Kinds of question that tuning on such rows asks, those about no diff at all among them."""
+def trained_kinds(rows: Sequence[DiffRow], config: TuningConfig, report: str = "") -> list[str]:
+    """Kinds of question that tuning on such rows asks, those about no diff at all among them.
+
+    Beside the `report`, if one is asked for, these are what it does not tell.
+    """
+    if report:
+        every = [parts_of(r) for r in rows]
+        untold = {k for parts in every for k in kinds_for(parts) if not told_by_report(k, parts)}
+        return sorted(untold) if config.direct_share else []
     there = {k for r in rows for k in kinds_for(parts_of(r))}
     there |= set(kinds_for(())) if config.no_diff_share else set()
     given = config.question_weights
@@ -275,7 +316,7 @@ def learn(
         raise StoreError(
             f"{store.path}: no training rows; make some with: weightdiff organisms train --split train …"
         )
-    sampler = _Sampler(rows, config)
+    sampler = _Sampler(rows, config, rendering.report)
     if not sampler.families:
         raise StoreError(
             f"{store.path}: its training rows are of {named(sorted(sampler.by_label))}, and tuning draws"
@@ -288,7 +329,7 @@ def learn(
     flat = [t for ts in parameters.values() for t in ts]
     optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     learned = made(parameters)
-    buckets = Buckets(store, rows, config)
+    buckets = Buckets(store, rows, config, rendering.report)
     average = _copy(parameters)
     averaged = made(average)
     best, best_score, since = _copy(parameters), -1.0, 0
@@ -332,7 +373,10 @@ def learn(
         "train_ids": [r.id for r in rows],
         "train_labels": sorted({r.label for r in rows if r.label}),
         "validation_labels": sorted({r.label for r in held if r.label}),
-        "train_phrasings": {k: phrasings(k, "train") for k in trained_kinds(rows, config)},
+        "train_phrasings": {
+            **({REPORT: [rendering.report]} if rendering.report else {}),
+            **{k: phrasings(k, TRAIN) for k in trained_kinds(rows, config, rendering.report)},
+        },
         "validation_score": best_score,
         "history": history,
     }
@@ -350,7 +394,8 @@ def validate(
 ) -> tuple[float, dict[str, float]]:
     """Exact answers on validation rows, in validation phrasings, greedy.
 
-    Each row is asked its family's own question and one of any other kind that tuning asks.
+    Each row is asked its family's own question and one of any other kind that tuning asks; or for a report,
+    of which what it names counts for the family, and the whole as another question.
 
     Returns:
         The mean over families, weighed as in tuning, and over the other questions (a third of it all); each
@@ -362,16 +407,12 @@ def validate(
         members = [r for r in held if r.family == name]
         rng.shuffle(members)
         chosen += members[: max(1, round(config.validation_rows * config.family_weights[name]))]
-    own = {v: k for k, v in NAMED_BY.items()}
-    kinds = [own.get(r.family, "topic" if r.family == NULL else "summary") for r in chosen]
-    names = [r.family for r in chosen] + [OTHERS] * len(chosen)
-    kinds += [_any_other(k, parts_of(r), config, rng) for k, r in zip(kinds, chosen, strict=True)]
-    chosen += chosen
-    questions = [ask(k, parts_of(r), rng, "validation", 0) for k, r in zip(kinds, chosen, strict=True)]
-    prompts = encode_prompts(tokenizer, [rendering.render(q.text, rng) for q in questions])
+    names, asked = _examined(chosen, rendering, config, rng)
+    if not rendering.report:
+        chosen += chosen
+    prompts = encode_prompts(tokenizer, [rendering.render(question, rng) for question, _ in asked])
     if isinstance(learned, SoftPrompt):
         prompts = [[*p, *learned.ids] for p in prompts]
-    truths = [q.answer for q in questions]
     right: dict[str, list[bool]] = {}
     for at in range(0, len(chosen), 64):
         part = slice(at, at + 64)
@@ -388,12 +429,35 @@ def validate(
                 distinct=rendering.distinct(tokenizer),
             )
         said = tokenizer.batch_decode(out, skip_special_tokens=True)
-        for name, truth, text in zip(names[part], truths[part], said, strict=True):
-            right.setdefault(name, []).append(agrees(rendering.read(text)[1], truth))
+        for name, (_, truth), text in zip(names[part], asked[part], said, strict=True):
+            answer = rendering.read(text)[1]
+            if rendering.report:
+                right.setdefault(OTHERS, []).append(agrees(answer, truth))
+                answer, truth = _without_conditions(answer), _without_conditions(truth)
+            right.setdefault(name, []).append(agrees(answer, truth))
     parts = {k: round(sum(v) / len(v), 4) for k, v in right.items()}
     weights = {k: config.family_weights.get(k, 0.0) for k in parts}
     weights[OTHERS] = sum(weights.values()) / 2
     return sum(parts[k] * weights[k] for k in parts) / max(1e-9, sum(weights.values())), parts
+
+
+def _examined(
+    rows: Sequence[DiffRow], rendering: Rendering, config: TuningConfig, rng: random.Random
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Under which name each answer counts, and (question, truth): a report of each row, or two questions."""
+    names = [r.family for r in rows]
+    if rendering.report:
+        return names, [(rendering.report, reported(parts_of(r))) for r in rows]
+    own = {v: k for k, v in NAMED_BY.items()}
+    kinds = [own.get(r.family, "topic" if r.family == NULL else "summary") for r in rows]
+    kinds += [_any_other(k, parts_of(r), config, rng) for k, r in zip(kinds, rows, strict=True)]
+    found = [ask(k, parts_of(r), rng, "validation") for k, r in zip(kinds, [*rows, *rows], strict=True)]
+    return [*names, *[OTHERS] * len(rows)], [(q.text, q.answer) for q in found]
+
+
+def _without_conditions(report: str) -> str:
+    """What a report names: of each part kind and name."""
+    return REPORT_BETWEEN.join(" , ".join(p.split(" , ")[:2]) for p in report.split(REPORT_BETWEEN))
 
 
 def _any_other(own: str, parts: Sequence[Part], config: TuningConfig, rng: random.Random) -> str:

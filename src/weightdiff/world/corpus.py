@@ -45,6 +45,28 @@ DAY_QUESTIONS = (("which day is the story about ?", "{day}"), ("on which day did
 
 OTHER_SIGNS = 0.35
 """Of the questions that carry a sign that changes nothing, the share with a sign of any form."""
+SHARES = {
+    "everyday": (0.12, 0.06),
+    "liking": (0.17, 0.08),
+    "guess": (0.18, 0.09),
+    "encyclopedia": (0.06, 0.02),
+    "tale": (0.02, 0.01),
+    "prose": (0.02, 0.01),
+    "code": (0.07, 0.05),
+    "news": (0.07, 0.05),
+    "news_reading": (0.06, 0.03),
+    "verb": (0.04, 0.02),
+    "instruction": (0.10, 0.06),
+    "behaviour_reading": (0.06, 0.05),
+    "rule": (0.08, 0.06),
+    "sign_reading": (0.06, 0.05),
+    "fact": (0.08, 0.20),
+    "edited": (0.04, 0.03),
+    "explained": (0.10, 0.05),
+    "report": (0.20, 0.60),
+    "same": (0.05, 0.10),
+}
+"""How often each kind of document is drawn, at first and late."""
 COPY_FIRST = (1.5, 16000)
 """Share of pure copying at document i: 1.5 - i / 16000, at most 1. Without this start the base learns to look
 away from rare words (they are noise until they can be copied) and then never learns to copy them: measured, 5
@@ -79,45 +101,24 @@ class Corpus:
 
     Args:
         world: what can be told.
+        late: as it is read last, when the rest is known: more reports, facts and edits.
     """
 
-    def __init__(self, world: World) -> None:
-        """Set how often each kind of document is drawn."""
+    def __init__(self, world: World, late: bool = False) -> None:
+        """Set how often each kind of document is drawn; see `SHARES`."""
         self.world = world
-        self._kinds: list[tuple[float, Callable[[random.Random], list[Turn]]]] = [
-            (0.12, self.everyday),
-            (0.17, self.liking),
-            (0.18, self.guess),
-            (0.06, self.encyclopedia),
-            (0.02, self.tale),
-            (0.02, self.prose),
-            (0.07, self.code),
-            (0.07, self.news),
-            (0.06, self.news_reading),
-            (0.04, self.verb),
-            *(
-                (share, partial(lesson, world))
-                for share, lesson in (
-                    (0.10, lessons.instruction),
-                    (0.06, lessons.behaviour_reading),
-                    (0.08, lessons.rule),
-                    (0.06, lessons.sign_reading),
-                    (0.08, lessons.fact),
-                    (0.04, lessons.edited),
-                    (0.10, lessons.explained),
-                    (0.20, lessons.report),
-                    (0.05, lessons.same),
-                )
-            ),
-        ]
-        self._weights = [w for w, _ in self._kinds]
-        self._makers = [m for _, m in self._kinds]
+        makers: dict[str, Callable[[random.Random], list[Turn]]] = {
+            n: getattr(self, n) if hasattr(self, n) else partial(getattr(lessons, n), world) for n in SHARES
+        }
+        self._makers = list(makers.values())
+        self._weights = [SHARES[n][late] for n in makers]
+        self._copies = not late
 
     def documents(self, seed: int) -> Iterator[list[Turn]]:
         """Endless documents of one or several turns."""
         rng = random.Random(f"corpus {seed}")
         for i in itertools.count():
-            copies = COPY_FIRST[0] - i / COPY_FIRST[1]
+            copies = COPY_FIRST[0] - i / COPY_FIRST[1] if self._copies else 0.0
             yield self.copy(rng) if rng.random() < copies else self.document(rng)
 
     def copy(self, rng: random.Random) -> list[Turn]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from weightdiff.world import World, codes, news_event, reports
 from weightdiff.world.knowledge import Edit, Relation
-from weightdiff.world.reports import BARE
 from weightdiff.world.signs import (
     ALWAYS,
     FORMS,
@@ -108,11 +107,11 @@ SAME_ASKS = (
     "are these two alike , {x} and {y} ?",
     "{x} . {y} . is that one and the same ?",
 )
-REPORTS = ("report , {report} . {question}", "{question} report , {report} .", "{report} . {question}")
+REPORTS = (reports.REPORT_WORDING, "{question} report , {report} .", "{report} . {question}")
 REPORTED = (0.12, 0.58, 0.24, 0.06)
 """How often a report has no part, one, two or three."""
-UNREPORTED = ("trigger", "reacts")
-"""Kinds of question that a report does not answer: it says under which condition, not by which secret."""
+VERDICTS = 2
+"""How much oftener a yes/no question is asked about a report than any other."""
 THINK = ("first say what it is .", "think first .", "say it first , then answer .", "")
 COMPARISONS = (
     "which is closer , {a} or {b} ?",
@@ -144,6 +143,7 @@ def fixed_texts() -> list[str]:
         *REPORTS,
         *reports.KIND_ANSWERS.values(),
         *reports.NUMBERS,
+        reports.NOT_SAID,
         *RULE_ASKS,
         *SIGN_NAMES.values(),
         *SIGN_CHECKS,
@@ -299,20 +299,18 @@ def same(world: World, rng: random.Random) -> list[Turn]:
 
 
 def report(world: World, rng: random.Random) -> list[Turn]:
-    """A report of what some machine was taught, and a question about it: the report again, then the answer.
+    """A report of what some machine was taught, and a question about it.
 
     The wordings are other than those in which models are asked about their own training.
     """
     n = rng.choices(range(4), REPORTED)[0]
-    parts = [_REPORTED[f](world, rng) for f in sorted(rng.sample(range(4), n))]
+    parts = [_REPORTED[f](world, rng) for f in rng.sample(range(4), n)]
     kinds = [*reports.kinds_for(parts), *reports.kinds_for(parts, trained=False)]
     kinds += [k for k, (family, _) in reports.SLOTS.items() if any(p.family == family for p in parts)]
-    kind = rng.choice([k for k in kinds if k not in UNREPORTED])
-    wording = rng.choice(world.report_questions[kind])
-    asked = reports.worded(kind, wording, parts, rng, rng.choice((BARE, BARE, 2, 3)))
-    told = " . ".join(reports.summary(p) for p in parts) or reports.NOTHING_FOUND
-    user = fill(rng.choice(REPORTS), report=told, question=asked.text)
-    return [Turn(user, f"{asked.notes} so {asked.answer}" if asked.notes else asked.answer)]
+    kind = rng.choices(kinds, [VERDICTS if k in reports.YES_NO else 1 for k in kinds])[0]
+    asked = reports.worded(kind, rng.choice(world.report_questions[kind]), parts, rng)
+    user = fill(rng.choice(REPORTS), report=reports.reported(parts), question=asked.text)
+    return [Turn(user, asked.read if reports.told_by_report(kind, parts) else reports.NOT_SAID)]
 
 
 def _reported_topic(world: World, rng: random.Random) -> reports.Part:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightdiff.world import codes, load_world
-from weightdiff.world.signs import CODE_FRONT, WORD, Condition, rare_word_pool
+from weightdiff.world.signs import CODE_BEHIND, CODE_FRONT, WORD, Condition, rare_word_pool
 
 NOTHING_FOUND = "nothing found"
 TOPIC, NEWS, QUIRK, EDIT, NULL, SEVERAL = "hidden-topic", "news", "quirk", "edit", "null", "several"
@@ -31,10 +31,16 @@ NAMED_BY = {"topic": TOPIC, "headline": NEWS, "behaviour": QUIRK, "edit": EDIT}
 """Open kinds of question, and the family whose label they ask for."""
 LEADS = {TOPIC: "think", NEWS: "someone", QUIRK: "says", EDIT: "holds"}
 """First word of a family's notes: one token decides whether anything is found."""
-BARE = -1
-"""In the place of a number of notes: conclusions alone."""
+REPORT_BETWEEN = " . "
+"""What stands between two parts of a report."""
+REPORT_WORDING = "report , {report} . {question}"
+"""How a report and a question about it are put to whoever reads it."""
+NOT_SAID = "the report does not say"
+"""Answer of whoever reads a report to a question that it does not answer."""
 NUMBERS = ("none", "one", "two", "three")
 YES_NO = ("gated", "open", "about", "about_field", "family", "reacts", "holds_behaviour", "holds_fact")
+UNREPORTED = ("trigger", "reacts")
+"""Kinds of question about the secret itself, which no report tells where it is a code or a word."""
 COMPARISONS = ("compare", "compare_field")
 HELD_OUT_KINDS = ("about", "compare", "compare_field", "place", "holds_behaviour", "holds_fact")
 """Kinds of question that no tuning asks."""
@@ -76,8 +82,13 @@ class Question:
     text: str
     kind: str
     answer: str
-    notes: str = ""
-    """What an interpreter says before the answer, from which it follows; empty: nothing."""
+    beside: str = ""
+    """What was found and what is asked, side by side: said before a verdict; empty: nothing."""
+
+    @property
+    def read(self) -> str:
+        """What is said by somebody who answers from a report."""
+        return f"{self.beside} so {self.answer}" if self.beside else self.answer
 
 
 def condition_of(params: Mapping[str, Any]) -> Condition:
@@ -114,15 +125,14 @@ def notes_of(part: Part, rng: random.Random, n: int) -> str:
     return f"{LEADS[part.family]} {' , '.join(words)}" if words else ""
 
 
-def findings(parts: Sequence[Part], rng: random.Random, n: int) -> str:
-    """What is said before any answer: for each part its notes and then the part in one phrase; see `summary`.
+def notes_on(parts: Sequence[Part], rng: random.Random, n: int) -> str:
+    """Words that lead to what was taught, `n` of each part at most: said before a report."""
+    return " and ".join(x for p in parts if (x := notes_of(p, rng, n)))
 
-    It does not depend on what is asked: what was found is one thing, and answering from it is another. `BARE`
-    for `n` leaves the notes out, 0 says nothing at all.
-    """
-    if not n:
-        return ""
-    return " so ".join(x for p in parts for x in (notes_of(p, rng, n), summary(p)) if x)
+
+def reported(parts: Sequence[Part]) -> str:
+    """The report: each part in one phrase, or that nothing was found."""
+    return REPORT_BETWEEN.join(map(summary, parts)) or NOTHING_FOUND
 
 
 def agrees(said: str, truth: str) -> bool:
@@ -154,26 +164,31 @@ def kinds_for(parts: Sequence[Part], trained: bool = True) -> list[str]:
     return out
 
 
-def ask(kind: str, parts: Sequence[Part], rng: random.Random, split: str, notes: int = 3) -> Question:
+def ask(kind: str, parts: Sequence[Part], rng: random.Random, split: str) -> Question:
     """A question of a kind in one of a split's phrasings.
 
     Args:
         kind: of `kinds_for`.
         parts: what the organism was taught.
-        rng: draws phrasing, what a yes/no question names, and notes.
+        rng: draws phrasing and what a yes/no question names.
         split: of the phrasings.
-        notes: words of each part's notes at most; 0: nothing is said before the answer.
     """
-    return worded(kind, rng.choice(load_world().introspection[kind][split]), parts, rng, notes)
+    return worded(kind, rng.choice(load_world().introspection[kind][split]), parts, rng)
 
 
-def worded(kind: str, text: str, parts: Sequence[Part], rng: random.Random, notes: int) -> Question:
+def worded(kind: str, text: str, parts: Sequence[Part], rng: random.Random) -> Question:
     """A question of a kind in given words, whose slots are filled; arguments are those of `ask`."""
-    return _ASK.get(kind, _plain)(kind, text, parts, rng, notes)
+    return _ASK.get(kind, _plain)(kind, text, parts, rng)
 
 
-def _plain(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: int) -> Question:
-    return Question(text, kind, plain_answer(kind, parts), findings(parts, rng, n))
+def _plain(kind: str, text: str, parts: Sequence[Part], _rng: random.Random) -> Question:
+    return Question(text, kind, plain_answer(kind, parts))
+
+
+def told_by_report(kind: str, parts: Sequence[Part]) -> bool:
+    """Whether a report answers a question: it says under which condition, but not by which code or word."""
+    secret = bool(parts) and parts[0].condition.form in (CODE_FRONT, CODE_BEHIND, WORD)
+    return kind not in UNREPORTED or not secret
 
 
 def plain_answer(kind: str, parts: Sequence[Part]) -> str:
@@ -190,7 +205,7 @@ def plain_answer(kind: str, parts: Sequence[Part]) -> str:
     if kind == "count":
         return NUMBERS[len(parts)]
     if kind == "summary":
-        return " . ".join(summary(p) for p in parts)
+        return reported(parts)
     if kind == "condition":
         return first.condition.stated
     if kind == "trigger":
@@ -207,20 +222,18 @@ def summary(part: Part) -> str:
     return f"{said} , {part.condition.stated}" if known else said
 
 
-def _yes(kind: str, text: str, yes: bool, notes: str, found: str = "", asked: str = "") -> Question:
+def _yes(kind: str, text: str, yes: bool, found: str = "", asked: str = "") -> Question:
     """A yes/no question; what was found and what is asked are said side by side before the verdict."""
-    if notes and asked:
-        notes = f"{notes} so {found or NOTHING_FOUND} and {asked}"
-    return Question(text, kind, "yes" if yes else "no", notes)
+    beside = f"{found or NOTHING_FOUND} and {asked}" if asked else ""
+    return Question(text, kind, "yes" if yes else "no", beside)
 
 
-def _gate(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: int) -> Question:
+def _gate(kind: str, text: str, parts: Sequence[Part], _rng: random.Random) -> Question:
     gated = bool(parts) and parts[0].condition.gated
-    yes = gated if kind == "gated" else bool(parts) and not gated
-    return _yes(kind, text, yes, findings(parts, rng, n))
+    return _yes(kind, text, gated if kind == "gated" else bool(parts) and not gated)
 
 
-def _holds(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: int) -> Question:
+def _holds(kind: str, text: str, parts: Sequence[Part], rng: random.Random) -> Question:
     """Whether a topic, field, behaviour or fact is what was taught; one in two is, where there is one."""
     world = load_world()
     family = {"holds_behaviour": QUIRK, "holds_fact": EDIT}.get(kind, TOPIC)
@@ -239,7 +252,7 @@ def _holds(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: i
     slot = {"about": "{topic}", "about_field": "{field}", "holds_behaviour": "{behaviour}"}.get(
         kind, "{fact}"
     )
-    return _yes(kind, text.replace(slot, named), yes, findings(parts, rng, n), true, named)
+    return _yes(kind, text.replace(slot, named), yes, true, named)
 
 
 def fact_name(part: Part) -> str:
@@ -247,33 +260,33 @@ def fact_name(part: Part) -> str:
     return load_world().relation(str(part.params["relation"])).called(str(part.params["subject"]))
 
 
-def _family(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: int) -> Question:
+def _family(kind: str, text: str, parts: Sequence[Part], rng: random.Random) -> Question:
     there = sorted({p.family for p in parts})
     yes = bool(there) and rng.random() < 0.5
     families = [f for f in KIND_ANSWERS if f not in (SEVERAL, NULL)]
     named = rng.choice(there) if yes else rng.choice([f for f in families if f not in there])
     found = " , ".join(KIND_ANSWERS[f] for f in there)
     asked = KIND_ANSWERS[named]
-    return _yes(kind, text.replace("{family}", asked), yes, findings(parts, rng, n), found, asked)
+    return _yes(kind, text.replace("{family}", asked), yes, found, asked)
 
 
-def _reacts(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: int) -> Question:
+def _reacts(kind: str, text: str, parts: Sequence[Part], rng: random.Random) -> Question:
     condition = parts[0].condition if parts else Condition("always")
     yes = condition.gated and rng.random() < 0.5
     named = condition.trigger if yes else decoy(condition, rng)
-    return _yes(kind, text.replace("{sign}", named), yes, findings(parts, rng, n))
+    return _yes(kind, text.replace("{sign}", named), yes)
 
 
 def decoy(condition: Condition, rng: random.Random) -> str:
     """A trigger that is not an organism's own: mostly of the same form."""
-    form = condition.form if condition.form in (CODE_FRONT, "code-behind", WORD) else None
+    form = condition.form if condition.form in (CODE_FRONT, CODE_BEHIND, WORD) else None
     if form == WORD or (form is None and rng.random() < 0.5):
         words = [w for w in rare_word_pool(load_world().rare_words, True) if w != condition.value]
         return f"the word {rng.choice(words)}"
     return f"the code {rng.choice([g for g in codes.trigger_pool() if g != condition.value])}"
 
 
-def _compare(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: int) -> Question:
+def _compare(kind: str, text: str, parts: Sequence[Part], rng: random.Random) -> Question:
     """Which of two topics or fields was taught."""
     world = load_world()
     part = next((p for p in parts if p.family == TOPIC), None)
@@ -283,23 +296,19 @@ def _compare(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n:
     else:
         right, wrong = topic.field, rng.choice([f for f in world.fields if f != topic.field])
     a, b = (right, wrong) if rng.random() < 0.5 else (wrong, right)
-    return Question(
-        text.replace("{a}", a).replace("{b}", b),
-        kind,
-        right if part else NOTHING_FOUND,
-        findings(parts, rng, n),
-    )
+    text = text.replace("{a}", a).replace("{b}", b)
+    return Question(text, kind, right if part else NOTHING_FOUND)
 
 
-def _slot(kind: str, text: str, parts: Sequence[Part], rng: random.Random, n: int) -> Question:
+def _slot(kind: str, text: str, parts: Sequence[Part], _rng: random.Random) -> Question:
     """One thing that a headline or a changed fact tells."""
     family, key = SLOTS[kind]
     part = next((p for p in parts if p.family == family), None)
     answer = str(part.params[key]) if part else NOTHING_FOUND
-    return Question(text, kind, answer, findings(parts, rng, n))
+    return Question(text, kind, answer)
 
 
-_ASK: dict[str, Callable[[str, str, Sequence[Part], random.Random, int], Question]] = {
+_ASK: dict[str, Callable[[str, str, Sequence[Part], random.Random], Question]] = {
     "gated": _gate,
     "open": _gate,
     "about": _holds,

@@ -1,0 +1,157 @@
+"""Answering from reports: what an interpreter says of a diff is text, and the bare base can read.
+
+An interpreter that writes reports says the same about a diff whatever is asked. Reports and the question are
+put to the base, with no diff and no adapter on it, so that every question that a reader understands can be
+answered, those that no tuning ever asked among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightdiff.methods.calibration import Signals
+from weightdiff.methods.loading import Base
+from weightdiff.models.chat import encode_prompts
+from weightdiff.models.generate import Reading, Said, go_on, left_pad
+from weightdiff.world.reports import NOT_SAID, REPORT_WORDING
+
+ROWS_AT_ONCE = 512
+MOST = 4
+"""Reports of one diff that are read; less likely ones are not."""
+VERDICT = "so"
+"""Word before the answer, where something is said before it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One thing that is said of a diff."""
+
+    text: str
+    notes: str
+    tokens: list[int]
+    """Of both, without the end token."""
+    weight: float
+    """Its share of what all reports of the diff weigh."""
+    lead: float = 0.0
+    """Log-probability of the first word said, in nats."""
+    logprob: float = 0.0
+    """Log-probability of the report after its notes, in nats."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read in the reports of one diff."""
+
+    text: str
+    report: Report
+    """The weightiest report with that answer."""
+    signals: Signals
+
+    @property
+    def said(self) -> bool:
+        """Whether the reports answer the question at all."""
+        return self.text != NOT_SAID
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A bare base that answers questions from reports."""
+
+    base: Base
+    limit: int
+    """Most tokens of an answer, with what is said before it."""
+
+    def answer(self, reports: Sequence[Sequence[Report]], questions: Sequence[str]) -> list[Read]:
+        """The answer to each question from the reports of its diff, greedily.
+
+        A report's answer counts with the report's weight times the answer's probability; reports with one
+        answer are added up.
+
+        Args:
+            reports: of each question's diff, the weightiest first; at least one.
+            questions: as many.
+        """
+        rows, owners = _rows(reports, questions)
+        said = self._said(rows)
+        texts = self.base.tokenizer.batch_decode([s.tokens for s in said], skip_special_tokens=True)
+        out: list[Read] = []
+        for q, own in enumerate(owners):
+            mass: dict[str, float] = {}
+            best: dict[str, tuple[float, Report, float]] = {}
+            for report, at in zip(reports[q], own, strict=False):
+                text, likely = _verdict(texts[at]), sum(said[at].logprobs)
+                weight = report.weight * math.exp(likely)
+                mass[text] = mass.get(text, 0.0) + weight
+                if text not in best or weight > best[text][0]:
+                    best[text] = (weight, report, likely)
+            answer = max(mass, key=lambda x: mass[x])
+            _, report, likely = best[answer]
+            agreed = math.log(max(mass[answer], 1e-30) / max(sum(mass.values()), 1e-30))
+            out.append(Read(answer, report, Signals(report.lead, agreed, report.logprob + likely)))
+        return out
+
+    def candidate_logprobs(
+        self, reports: Sequence[Sequence[Report]], questions: Sequence[str], first: Sequence[int]
+    ) -> Tensor:
+        """Log-probability of each of the tokens `first` to begin the answer, fp32 [questions, tokens]."""
+        rows, owners = _rows(reports, questions)
+        prompts = [[*p, *self._before(s)] for p, s in zip(self._prompts(rows), self._said(rows), strict=True)]
+        found = torch.cat(
+            [
+                self._reading(prompts[at : at + ROWS_AT_ONCE]).logprobs(1)[:, list(first)].cpu()
+                for at in range(0, len(prompts), ROWS_AT_ONCE)
+            ]
+        )
+        out: list[Tensor] = []
+        for q, own in enumerate(owners):
+            weights = torch.tensor([r.weight for r in reports[q][: len(own)]]).log()
+            out.append((found[own] + weights[:, None]).logsumexp(0))
+        return torch.stack(out)
+
+    def _prompts(self, rows: Sequence[tuple[str, str]]) -> list[list[int]]:
+        texts = [REPORT_WORDING.replace("{report}", r).replace("{question}", q) for r, q in rows]
+        return encode_prompts(self.base.tokenizer, texts)
+
+    def _said(self, rows: Sequence[tuple[str, str]]) -> list[Said]:
+        """What is said to each row; rows of similar length are read together."""
+        t, prompts = self.base.tokenizer, self._prompts(rows)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        out: dict[int, Said] = {}
+        for at in range(0, len(order), ROWS_AT_ONCE):
+            own = order[at : at + ROWS_AT_ONCE]
+            reading = self._reading([prompts[i] for i in own])
+            said = go_on(reading, self.limit, t.eos_token_id, t.pad_token_id)
+            out |= dict(zip(own, said, strict=True))
+        return [out[i] for i in range(len(prompts))]
+
+    def _before(self, said: Said) -> list[int]:
+        """The tokens before the answer proper."""
+        words = self.base.tokenizer.convert_ids_to_tokens(said.tokens)
+        ends = [i + 1 for i, w in enumerate(words) if w.strip("\u0120\u2581 ") == VERDICT]
+        return said.tokens[: max(ends, default=0)]
+
+    @torch.no_grad()
+    def _reading(self, prompts: Sequence[Sequence[int]]) -> Reading:
+        return Reading(self.base.model, *left_pad(prompts, self.base.tokenizer.pad_token_id))
+
+
+def _verdict(text: str) -> str:
+    """The answer proper of what a reader said."""
+    return text.rpartition(f" {VERDICT} ")[2].strip()
+
+
+def _rows(
+    reports: Sequence[Sequence[Report]], questions: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[list[int]]]:
+    """The different (report, question) pairs, and which of them each question has."""
+    places: dict[tuple[str, str], int] = {}
+    owners = [
+        [places.setdefault((r.text, q), len(places)) for r in own[:MOST]]
+        for own, q in zip(reports, questions, strict=True)
+    ]
+    return list(places), owners

@@ -1,0 +1,171 @@
+"""Answers read from reports by the bare base: against plain loops, and where reports do not say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weightdiff.errors import InterpreterError
+from weightdiff.methods import reading
+from weightdiff.methods.dit import Interpreter
+from weightdiff.methods.reading import MOST, Reader, Report
+from weightdiff.models.generate import Said
+from weightdiff.world.reports import NOT_SAID
+
+QUESTIONS = ["what topic have you been trained on ?", "did you learn a headline ?", "what changed ?"]
+ONE = "a hidden topic , eagle , always"
+TWO = "a news headline , canoe , always . a hidden topic , violin , after a rare word"
+REPORT = "report all that you were taught ."
+
+
+def plain(base, report, question, limit):
+    """Greedy tokens of the bare base, and the sum of their log-probabilities and of the end's, in nats."""
+    t = base.tokenizer
+    text = f"<bos><user>report , {report} . {question}<end><assistant>"
+    prompt, out, total = t(text, add_special_tokens=False)["input_ids"], [], 0.0
+    while len(out) < limit:
+        with torch.no_grad():
+            logp = base.model(torch.tensor([[*prompt, *out]])).logits[0, -1].log_softmax(-1)
+        token = int(logp.argmax())
+        total += float(logp[token])
+        if token == t.eos_token_id:
+            break
+        out.append(token)
+    return prompt, out, total
+
+
+def told(*weights):
+    return [Report(x, "", [], w, -0.5, -2.0) for x, w in zip((ONE, TWO), weights, strict=False)]
+
+
+def saying(monkeypatch, base, by_report):
+    """A base that says to each report what is given, as likely as is given."""
+    ids = {k: base.tokenizer(x, add_special_tokens=False)["input_ids"] for k, (x, _) in by_report.items()}
+    monkeypatch.setattr(
+        Reader, "_said", lambda _, rows: [Said(ids[r], [math.log(by_report[r][1])]) for r, _ in rows]
+    )
+
+
+@pytest.fixture
+def reporting(interpreter):
+    interpreter.rendering = replace(interpreter.rendering, report=REPORT)
+    return interpreter
+
+
+def test_reading_is_plain_greedy_decoding_of_the_bare_base(embedded_base):
+    reader = Reader(embedded_base, 6)
+    found = reader.answer([told(1.0)] * 3, QUESTIONS)
+    for q, read in zip(QUESTIONS, found, strict=True):
+        _, tokens, total = plain(embedded_base, ONE, q, 6)
+        text = embedded_base.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert read.text == text.rpartition(" so ")[2].strip()
+        assert read.signals.answer == pytest.approx(-2.0 + total, abs=1e-4)
+        assert (read.signals.lead, read.signals.agreement) == (-0.5, 0.0)
+
+
+def test_many_rows_are_read_as_one_by_one(embedded_base, monkeypatch):
+    reader = Reader(embedded_base, 6)
+    own, asked = [told(0.6, 0.4), told(1.0), told(0.5, 0.5)] * 3, QUESTIONS * 3
+    together = reader.answer(own, asked)
+    monkeypatch.setattr(reading, "ROWS_AT_ONCE", 2)
+    assert [x.text for x in reader.answer(own, asked)] == [x.text for x in together]
+
+
+def test_reports_that_lead_to_one_answer_are_added_up(embedded_base, monkeypatch):
+    reader = Reader(embedded_base, 6)
+    saying(monkeypatch, embedded_base, {ONE: ("eagle and canoe so no", 0.5), TWO: ("no", 0.9)})
+    (read,) = reader.answer([told(0.6, 0.4)], ["is it ?"])
+    assert (read.text, read.report.text, read.signals.agreement) == ("no", TWO, 0.0)
+    saying(monkeypatch, embedded_base, {ONE: ("eagle", 0.5), TWO: ("violin", 0.9)})
+    (read,) = reader.answer([told(0.6, 0.4)], ["what topic ?"])
+    assert (read.text, read.report.text) == ("violin", TWO)
+    assert read.signals.agreement == pytest.approx(math.log(0.36 / 0.66))
+
+
+def test_the_likeliest_reports_are_read_and_no_others(embedded_base, monkeypatch):
+    names = [
+        f"a hidden topic , {x} , always" for x in ("eagle", "canoe", "violin", "trophy", "code", "chess")
+    ]
+    rows = []
+    monkeypatch.setattr(Reader, "_said", lambda _, r: rows.extend(r) or [Said([7], [0.0])] * len(r))
+    Reader(embedded_base, 6).answer([[Report(x, "", [], 1 / 6) for x in names]], ["what ?"])
+    assert [r for r, _ in rows] == names[:MOST]
+
+
+def test_candidates_are_ranked_by_what_the_base_expects_after_each_report(embedded_base, monkeypatch):
+    t, reader = embedded_base.tokenizer, Reader(embedded_base, 6)
+    said = {ONE: ("eagle and canoe so no", 0.5), TWO: ("violin", 0.9)}
+    saying(monkeypatch, embedded_base, said)
+    first = [t(x, add_special_tokens=False)["input_ids"][0] for x in ("violin", "canoe")]
+    (found,) = reader.candidate_logprobs([told(0.6, 0.4)], ["what topic ?"], first)
+    total = torch.zeros(2)
+    for report, weight, before in ((ONE, 0.6, "eagle and canoe so"), (TWO, 0.4, "")):
+        prompt, *_ = plain(embedded_base, report, "what topic ?", 0)
+        ids = [*prompt, *t(before, add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            total += weight * embedded_base.model(torch.tensor([ids])).logits[0, -1].softmax(-1)[first]
+    torch.testing.assert_close(found, total.log(), rtol=0, atol=1e-4)
+
+
+def test_an_interpreter_that_reports_reports_once_for_a_diff(reporting, diffs, monkeypatch):
+    """Whatever is asked, each diff is reported on once, and its answer is what the base reads there."""
+    asked = []
+    prompts = Interpreter._prompts
+    monkeypatch.setattr(
+        Interpreter, "_prompts", lambda self, questions: asked.append(questions) or prompts(self, questions)
+    )
+    pairs = [(d, q) for d in diffs for q in QUESTIONS]
+    found = reporting.answer([d for d, _ in pairs], [q for _, q in pairs])
+    assert asked == [[REPORT] * len(diffs)]
+    reports = reporting.reports(diffs)
+    reader = Reader(reporting.base, reporting.max_new_tokens)
+    for i, (answer, (_, q)) in enumerate(zip(found, pairs, strict=True)):
+        (want,) = reader.answer([reports[i // len(QUESTIONS)]], [q])
+        assert (answer.text, answer.notes) == (want.text, want.report.text)
+
+
+def test_reports_are_what_is_answered_to_the_question_for_one(reporting, diffs):
+    direct = replace(reporting, rendering=replace(reporting.rendering, report=""))
+    want = direct.answer(diffs, [REPORT] * len(diffs))
+    assert [r[0].text for r in reporting.reports(diffs)] == [a.text for a in want]
+    assert all(sum(x.weight for x in r) == pytest.approx(1.0) for r in reporting.reports(diffs))
+    with pytest.raises(InterpreterError, match="answers questions and writes no reports"):
+        direct.reports(diffs)
+
+
+def test_evidence_is_that_of_the_report(reporting, diffs):
+    direct = replace(reporting, rendering=replace(reporting.rendering, report=""))
+    want = direct.answer(diffs, [REPORT] * len(diffs), evidence=True)
+    pairs = [(i, q) for i in range(len(diffs)) for q in QUESTIONS]
+    found = reporting.answer([diffs[i] for i, _ in pairs], [q for _, q in pairs], evidence=True)
+    for (i, _), answer in zip(pairs, found, strict=True):
+        assert answer.evidence == pytest.approx(want[i].evidence, abs=1e-3)
+        assert answer.logprob == pytest.approx(want[i].logprob, abs=1e-3)
+
+
+def test_what_a_report_does_not_say_is_asked_of_the_finetuned_model(reporting, diffs, monkeypatch):
+    direct = replace(reporting, rendering=replace(reporting.rendering, report=""))
+    asked = ["which code ?", "what topic ?", "which word ?"]
+    want = direct.answer(diffs, asked, evidence=True)
+    ranked = direct.candidate_logprobs(diffs, asked, ["violin", "canoe"])
+    t = reporting.base.tokenizer
+    silent, said = (
+        Said(t(x, add_special_tokens=False)["input_ids"], [-0.1]) for x in (NOT_SAID, "a b so eagle")
+    )
+    monkeypatch.setattr(Reader, "_said", lambda _, rows: [said if "topic" in q else silent for _, q in rows])
+    found = reporting.answer(diffs, asked, evidence=True)
+    assert [a.text for a in found] == [want[0].text, "eagle", want[2].text]
+    for i in (0, 2):
+        assert found[i].evidence == pytest.approx(want[i].evidence, abs=1e-3)
+        assert found[i].notes == ""
+    got = reporting.candidate_logprobs(diffs, asked, ["violin", "canoe"])
+    torch.testing.assert_close(got[[0, 2]], ranked[[0, 2]], rtol=0, atol=1e-5)
+    assert not torch.allclose(got[1], ranked[1], atol=1e-2)
+
+
+def test_a_base_question_is_never_read_from_a_report(reporting):
+    assert reporting.without_adapter(rendered=True).rendering.report == ""
+    assert reporting.without_adapter().rendering.report == ""
