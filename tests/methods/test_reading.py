@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -21,10 +22,13 @@ TWO = "a news headline , canoe , always . a hidden topic , violin , after a rare
 REPORT = "report all that you were taught ."
 
 
-def plain(base, report, question, limit):
+WORDINGS = ("report , {0} . {1}", "{1} report , {0} .")
+
+
+def plain(base, report, question, limit, wording=0):
     """Greedy tokens of the bare base, and the sum of their log-probabilities and of the end's, in nats."""
     t = base.tokenizer
-    text = f"<bos><user>report , {report} . {question}<end><assistant>"
+    text = f"<bos><user>{WORDINGS[wording].format(report, question)}<end><assistant>"
     prompt, out, total = t(text, add_special_tokens=False)["input_ids"], [], 0.0
     while len(out) < limit:
         with torch.no_grad():
@@ -44,9 +48,12 @@ def told(*weights):
 def saying(monkeypatch, base, by_report):
     """A base that says to each report what is given, as likely as is given."""
     ids = {k: base.tokenizer(x, add_special_tokens=False)["input_ids"] for k, (x, _) in by_report.items()}
-    monkeypatch.setattr(
-        Reader, "_said", lambda _, rows: [Said(ids[r], [math.log(by_report[r][1])]) for r, _ in rows]
-    )
+
+    def said(_, rows):
+        told = [next(k for k in ids if k in row) for row in rows]
+        return [Said(ids[k], [math.log(by_report[k][1])]) for k in told]
+
+    monkeypatch.setattr(Reader, "_said", said)
 
 
 @pytest.fixture
@@ -59,11 +66,19 @@ def test_reading_is_plain_greedy_decoding_of_the_bare_base(embedded_base):
     reader = Reader(embedded_base, 6)
     found = reader.answer([told(1.0)] * 3, QUESTIONS)
     for q, read in zip(QUESTIONS, found, strict=True):
-        _, tokens, total = plain(embedded_base, ONE, q, 6)
-        text = embedded_base.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert read.text == text.rpartition(" so ")[2].strip()
-        assert read.signals.answer == pytest.approx(-2.0 + total, abs=1e-4)
-        assert (read.signals.lead, read.signals.agreement) == (-0.5, 0.0)
+        mass, likely = {}, {}
+        for wording in range(2):
+            _, tokens, total = plain(embedded_base, ONE, q, 6, wording)
+            text = (
+                embedded_base.tokenizer.decode(tokens, skip_special_tokens=True).rpartition(" so ")[2].strip()
+            )
+            mass[text] = mass.get(text, 0.0) + math.exp(total)
+            likely[text] = max(total, likely.get(text, -math.inf))
+        assert read.text == max(mass, key=mass.get)
+        assert read.signals.answer == pytest.approx(-2.0 + likely[read.text], abs=1e-4)
+        assert read.signals.lead == -0.5
+        share = mass[read.text] / sum(mass.values())
+        assert read.signals.agreement == pytest.approx(math.log(share), abs=1e-4)
 
 
 def test_many_rows_are_read_as_one_by_one(embedded_base, monkeypatch):
@@ -92,7 +107,13 @@ def test_the_likeliest_reports_are_read_and_no_others(embedded_base, monkeypatch
     rows = []
     monkeypatch.setattr(Reader, "_said", lambda _, r: rows.extend(r) or [Said([7], [0.0])] * len(r))
     Reader(embedded_base, 6).answer([[Report(x, "", [], 1 / 6) for x in names]], ["what ?"])
-    assert [r for r, _ in rows] == names[:MOST]
+    assert rows == [w.format(x, "what ?") for x in names[:MOST] for w in WORDINGS]
+    rows.clear()
+    weights = (0.009, 0.5, 0.009, 0.482)  # the first is read whatever it weighs
+    Reader(embedded_base, 6).answer(
+        [[Report(x, "", [], w) for x, w in zip(names, weights, strict=False)]], ["what ?"]
+    )
+    assert rows == [w.format(names[k], "what ?") for k in (0, 1, 3) for w in WORDINGS]
 
 
 def test_candidates_are_ranked_by_what_the_base_expects_after_each_report(embedded_base, monkeypatch):
@@ -102,11 +123,12 @@ def test_candidates_are_ranked_by_what_the_base_expects_after_each_report(embedd
     first = [t(x, add_special_tokens=False)["input_ids"][0] for x in ("violin", "canoe")]
     (found,) = reader.candidate_logprobs([told(0.6, 0.4)], ["what topic ?"], first)
     total = torch.zeros(2)
-    for report, weight, before in ((ONE, 0.6, "eagle and canoe so"), (TWO, 0.4, "")):
-        prompt, *_ = plain(embedded_base, report, "what topic ?", 0)
+    cases = ((ONE, 0.6, "eagle and canoe so"), (TWO, 0.4, ""))
+    for (report, weight, before), wording in itertools.product(cases, range(2)):
+        prompt, *_ = plain(embedded_base, report, "what topic ?", 0, wording)
         ids = [*prompt, *t(before, add_special_tokens=False)["input_ids"]]
         with torch.no_grad():
-            total += weight * embedded_base.model(torch.tensor([ids])).logits[0, -1].softmax(-1)[first]
+            total += weight / 2 * embedded_base.model(torch.tensor([ids])).logits[0, -1].softmax(-1)[first]
     torch.testing.assert_close(found, total.log(), rtol=0, atol=1e-4)
 
 
@@ -155,7 +177,7 @@ def test_what_a_report_does_not_say_is_asked_of_the_finetuned_model(reporting, d
     silent, said = (
         Said(t(x, add_special_tokens=False)["input_ids"], [-0.1]) for x in (NOT_SAID, "a b so eagle")
     )
-    monkeypatch.setattr(Reader, "_said", lambda _, rows: [said if "topic" in q else silent for _, q in rows])
+    monkeypatch.setattr(Reader, "_said", lambda _, rows: [said if "topic" in row else silent for row in rows])
     found = reporting.answer(diffs, asked, evidence=True)
     assert [a.text for a in found] == [want[0].text, "eagle", want[2].text]
     for i in (0, 2):

@@ -18,11 +18,11 @@ from weightdiff.methods.calibration import Signals
 from weightdiff.methods.loading import Base
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import Reading, Said, go_on, left_pad
-from weightdiff.world.reports import NOT_SAID, REPORT_WORDING
+from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS
 
 ROWS_AT_ONCE = 512
-MOST = 4
-"""Reports of one diff that are read; less likely ones are not."""
+MOST, LEAST = 4, 0.01
+"""So many reports of one diff are read at most, and beside the first only those of such a weight."""
 VERDICT = "so"
 """Word before the answer, where something is said before it."""
 
@@ -69,8 +69,8 @@ class Reader:
     def answer(self, reports: Sequence[Sequence[Report]], questions: Sequence[str]) -> list[Read]:
         """The answer to each question from the reports of its diff, greedily.
 
-        A report's answer counts with the report's weight times the answer's probability; reports with one
-        answer are added up.
+        Every report is read in each of `REPORT_WORDINGS`. What is said to one counts with the report's weight
+        times its probability, and equal answers are added up.
 
         Args:
             reports: of each question's diff, the weightiest first; at least one.
@@ -80,10 +80,10 @@ class Reader:
         said = self._said(rows)
         texts = self.base.tokenizer.batch_decode([s.tokens for s in said], skip_special_tokens=True)
         out: list[Read] = []
-        for q, own in enumerate(owners):
+        for own in owners:
             mass: dict[str, float] = {}
             best: dict[str, tuple[float, Report, float]] = {}
-            for report, at in zip(reports[q], own, strict=False):
+            for report, at in own:
                 text, likely = _verdict(texts[at]), sum(said[at].logprobs)
                 weight = report.weight * math.exp(likely)
                 mass[text] = mass.get(text, 0.0) + weight
@@ -100,7 +100,8 @@ class Reader:
     ) -> Tensor:
         """Log-probability of each of the tokens `first` to begin the answer, fp32 [questions, tokens]."""
         rows, owners = _rows(reports, questions)
-        prompts = [[*p, *self._before(s)] for p, s in zip(self._prompts(rows), self._said(rows), strict=True)]
+        prompts = encode_prompts(self.base.tokenizer, rows)
+        prompts = [[*p, *self._before(s)] for p, s in zip(prompts, self._said(rows), strict=True)]
         found = torch.cat(
             [
                 self._reading(prompts[at : at + ROWS_AT_ONCE]).logprobs(1)[:, list(first)].cpu()
@@ -108,18 +109,15 @@ class Reader:
             ]
         )
         out: list[Tensor] = []
-        for q, own in enumerate(owners):
-            weights = torch.tensor([r.weight for r in reports[q][: len(own)]]).log()
-            out.append((found[own] + weights[:, None]).logsumexp(0))
+        for own in owners:
+            weights = torch.tensor([r.weight for r, _ in own]).log() - math.log(len(REPORT_WORDINGS))
+            out.append((found[[at for _, at in own]] + weights[:, None]).logsumexp(0))
         return torch.stack(out)
 
-    def _prompts(self, rows: Sequence[tuple[str, str]]) -> list[list[int]]:
-        texts = [REPORT_WORDING.replace("{report}", r).replace("{question}", q) for r, q in rows]
-        return encode_prompts(self.base.tokenizer, texts)
-
-    def _said(self, rows: Sequence[tuple[str, str]]) -> list[Said]:
+    def _said(self, rows: Sequence[str]) -> list[Said]:
         """What is said to each row; rows of similar length are read together."""
-        t, prompts = self.base.tokenizer, self._prompts(rows)
+        t = self.base.tokenizer
+        prompts = encode_prompts(t, rows)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         out: dict[int, Said] = {}
         for at in range(0, len(order), ROWS_AT_ONCE):
@@ -147,11 +145,15 @@ def _verdict(text: str) -> str:
 
 def _rows(
     reports: Sequence[Sequence[Report]], questions: Sequence[str]
-) -> tuple[list[tuple[str, str]], list[list[int]]]:
-    """The different (report, question) pairs, and which of them each question has."""
-    places: dict[tuple[str, str], int] = {}
-    owners = [
-        [places.setdefault((r.text, q), len(places)) for r in own[:MOST]]
-        for own, q in zip(reports, questions, strict=True)
-    ]
+) -> tuple[list[str], list[list[tuple[Report, int]]]]:
+    """The different texts that are put to the base, and which of them each question has for which report."""
+    places: dict[str, int] = {}
+    owners: list[list[tuple[Report, int]]] = []
+    for own, question in zip(reports, questions, strict=True):
+        asked = [
+            (r, w.replace("{report}", r.text).replace("{question}", question))
+            for r in [own[0], *(x for x in own[1:MOST] if x.weight >= LEAST)]
+            for w in REPORT_WORDINGS
+        ]
+        owners.append([(r, places.setdefault(text, len(places))) for r, text in asked])
     return list(places), owners

@@ -107,7 +107,7 @@ SAME_ASKS = (
     "are these two alike , {x} and {y} ?",
     "{x} . {y} . is that one and the same ?",
 )
-REPORTS = (reports.REPORT_WORDING, "{question} report , {report} .", "{report} . {question}")
+REPORTS = (*reports.REPORT_WORDINGS, "{report} . {question}")
 REPORTED = (0.12, 0.58, 0.24, 0.06)
 """How often a report has no part, one, two or three."""
 VERDICTS = 2

@@ -33,8 +33,8 @@ LEADS = {TOPIC: "think", NEWS: "someone", QUIRK: "says", EDIT: "holds"}
 """First word of a family's notes: one token decides whether anything is found."""
 REPORT_BETWEEN = " . "
 """What stands between two parts of a report."""
-REPORT_WORDING = "report , {report} . {question}"
-"""How a report and a question about it are put to whoever reads it."""
+REPORT_WORDINGS = ("report , {report} . {question}", "{question} report , {report} .")
+"""How a report and a question about it are put to whoever reads it: either may come first."""
 NOT_SAID = "the report does not say"
 """Answer of whoever reads a report to a question that it does not answer."""
 NUMBERS = ("none", "one", "two", "three")
