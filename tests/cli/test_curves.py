@@ -38,6 +38,9 @@ def test_the_evaluation_shows_what_was_written(cli, cli_json, trained, evaluated
         ("topics", 1, 3, 3),
         ("topics", 2, 3, 3),
         ("organisms per topic", 1, 3, 3),
+        ("families", 1, 3, 3),
+        ("families", 2, 3, 3),
+        *(("adapter rank", r, 3, 3) for r in (4, 8, 16, 32)),
     ]
     held = json.loads(out.read_text())
     assert held["points"] == found["points"]
@@ -45,7 +48,7 @@ def test_the_evaluation_shows_what_was_written(cli, cli_json, trained, evaluated
     before = out.stat().st_mtime_ns
     again = cli(*arguments)
     assert again.exit_code == 0, again.output
-    assert f"{out}: 5 points in" in again.stdout
+    assert f"{out}: 11 points in" in again.stdout
     assert "asked: 3 test organisms of 3 topics; chance: 0." in again.stdout
     assert f"next: weightdiff eval --curves {out}" in again.stdout
     assert out.stat().st_mtime_ns == before
@@ -58,6 +61,20 @@ def test_the_evaluation_shows_what_was_written(cli, cli_json, trained, evaluated
     assert other.exit_code == 2
     words = "was made with other settings (tuning.steps 1, not 2); give another --out, or repeat the command"
     assert other.stderr == f"error: {out} {words} that made it\n"
+
+
+def test_one_curve_can_be_chosen_by_name(cli, cli_json, trained, tmp_path):
+    arguments = ("curves", "--store", trained.path, "--out", tmp_path / "curves.json", "--steps", 1)
+    found = cli_json(*arguments, "--curve", "families", "--json")
+    assert [(p["what"], p["size"]) for p in found["points"] if p["what"] == "families"] == [
+        ("families", 1),
+        ("families", 2),
+    ]
+    wrong = cli(*arguments, "--curve", "ranks")
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith(
+        "error: there is no curve 'ranks'; there are organisms, topics, organisms per"
+    )
 
 
 def test_the_bundled_store_has_nothing_to_tune_on(cli, bundle, tmp_path):

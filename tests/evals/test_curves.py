@@ -56,6 +56,7 @@ class Done:
     file: Path
     points: list[dict[str, Any]]
     tunings: list[tuple[list[str], list[str]]] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
     drawn: list[DiffRow | None] = field(default_factory=list)
     stacked: list[list[str]] = field(default_factory=list)
 
@@ -68,6 +69,7 @@ def done(setup: curves.Setup, tmp_path_factory: pytest.TempPathFactory) -> Done:
     def spy_tune(*arguments: Any, train_ids: list[str]) -> Any:
         result = tune(*arguments, train_ids=train_ids)
         found.tunings.append((train_ids, result.manifest["train_ids"]))
+        found.ranks.append(result.adapter.max_rank)
         return result
 
     def spy_draw(self: Any, rng: random.Random) -> Any:
@@ -121,15 +123,34 @@ def test_only_training_diffs_are_tuned_on(setup: curves.Setup, done: Done) -> No
     for given, used in done.tunings:
         assert set(given) == set(used)
         assert len(used) == len(set(used))
-        assert others < set(used) <= train
+        assert set(used) <= train
+    assert [others < set(used) for _, used in done.tunings] == [True] * 8 + [False] * 2 + [True] * 2
     assert {r.id for r in done.drawn if r} <= train
     assert any(set(ids) == train for ids in done.stacked)
     assert {row(i).split for ids in done.stacked for i in ids} == {"train", "validation"}
 
 
+def test_families_are_added_one_by_one_and_ranks_vary(setup: curves.Setup, done: Done) -> None:
+    assert [(p["what"], p["size"]) for p in done.points[-6:]] == [
+        *(("families", n) for n in (1, 2, 3)),
+        *(("adapter rank", r) for r in (1, 2, 4)),
+    ]
+    families = [{setup.store.row(i).family for i in used} for _, used in done.tunings]
+    every = {"hidden-topic", "news", "null"}
+    assert families == [every] * 8 + [{"hidden-topic"}, {"hidden-topic", "news"}] + [every] * 2
+    assert done.ranks == [2] * 10 + [1, 4]
+
+
+def test_one_curve_alone_can_be_done(setup: curves.Setup, done: Done, tmp_path: Path) -> None:
+    found = curves.run(setup, tmp_path / "curves.json", only=["adapter rank"])
+    whole = [p for p in found if p["what"] == "adapter rank"]
+    assert [p["exact"] for p in whole] == [p["exact"] for p in done.points[-3:]]
+    assert {p["what"] for p in found if p["subset"] not in {w["subset"] for w in whole}} == set()
+
+
 def test_points_shared_by_curves_are_tuned_once(done: Done) -> None:
     sizes = [(p["what"], p["size"], p["organisms"], p["topics"]) for p in done.points]
-    assert [s for s in sizes if s[0] != "topics"] == [
+    assert [s for s in sizes if s[0].startswith("organisms")] == [
         ("organisms", 1, 1, 1),
         ("organisms", 2, 2, sizes[1][3]),
         ("organisms", 5, 5, sizes[2][3]),
@@ -139,9 +160,15 @@ def test_points_shared_by_curves_are_tuned_once(done: Done) -> None:
         ("organisms per topic", 3, 11, 4),
     ]
     assert [(s[1], s[3]) for s in sizes if s[0] == "topics"] == [(1, 1), (2, 2), (4, 4)]
-    assert len(done.tunings) == 8
-    whole = [p for p in done.points if p["organisms"] == 11]
-    assert [p["what"] for p in whole] == ["organisms", "topics", "organisms per topic"]
+    assert len(done.tunings) == 12
+    whole = [p for p in done.points if p["subset"] == done.points[3]["subset"]]
+    assert [(p["what"], p["size"]) for p in whole] == [
+        ("organisms", 11),
+        ("topics", 4),
+        ("organisms per topic", 3),
+        ("families", 3),
+        ("adapter rank", 2),
+    ]
     assert len({(p["subset"], p["exact"], p["seconds"]) for p in whole}) == 1
     assert read_curves(done.file) == done.points
     assert {p["commit"] for p in done.points} == {"abc"}
@@ -175,7 +202,7 @@ def test_a_stopped_run_goes_on(setup: curves.Setup, done: Done, tmp_path: Path, 
     monkeypatch.setattr(curves, "tune", lambda *a, **k: tuned.append(k["train_ids"]) or tune(*a, **k))
 
     def killed(steps: float, words: str, total: float) -> None:
-        assert total == 16
+        assert total == 24
         if steps == 5:
             raise KeyboardInterrupt
 
@@ -186,14 +213,14 @@ def test_a_stopped_run_goes_on(setup: curves.Setup, done: Done, tmp_path: Path, 
     assert [p.name for p in tmp_path.iterdir()] == ["curves.json"]
     moves: list[tuple[float, float]] = []
     points = curves.run(setup, out, lambda steps, _, total: moves.append((steps, total)))
-    assert len(tuned) == 3 + 6
-    assert (moves[0], moves[-1]) == ((1, 12), (12, 12))
+    assert len(tuned) == 3 + 10
+    assert (moves[0], moves[-1]) == ((1, 20), (20, 20))
     own = ("seconds", "commit")
     assert [{k: v for k, v in p.items() if k not in own} for p in points] == [
         {k: v for k, v in p.items() if k not in own} for p in done.points
     ]
     assert curves.run(setup, out) == points
-    assert len(tuned) == 9
+    assert len(tuned) == 13
 
 
 def test_what_others_made_is_refused(setup: curves.Setup, done: Done, mini_base: Any, tmp_path: Path) -> None:
@@ -244,5 +271,5 @@ def test_the_report_shows_every_point(done: Done) -> None:
     head = next(i for i, line in enumerate(lines) if line.startswith("| what | size | n | exact |"))
     assert lines[head].endswith("| labels | tuned on organisms | of topics | tuning steps |")
     assert len(lines[head + 2 :]) == len(done.points)
-    assert lines[-1].startswith("| organisms per topic | 3 | 5 | ")
+    assert lines[-1].startswith("| adapter rank | 4 | 5 | ")
     assert lines[-1].endswith(f" | 4 | 11 | 4 | {done.points[-1]['steps']} |")

@@ -10,6 +10,7 @@ import typer
 
 from weightdiff.cli import common
 from weightdiff.cli.output import busy, print_json, print_table, progress_bar
+from weightdiff.errors import QuestionError
 
 EXAMPLES = (
     "Examples:\n\n"
@@ -18,6 +19,7 @@ EXAMPLES = (
     "Stopped? The same command goes on where it was.\n\n"
     "Then: weightdiff eval --curves runs/curves.json --out docs/results"
 )
+CURVES = ("organisms", "topics", "organisms per topic", "families", "adapter rank")
 COLUMNS = ("what", "size", "organisms", "topics", "exact", "95 %", "top five", "95 %")
 
 
@@ -27,6 +29,12 @@ def curves(
         Path, typer.Option(help="File (JSON) for the points; one begun earlier is continued.", metavar="FILE")
     ],
     base: common.BaseOption = None,
+    curve: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One of those below; may be given several times.", metavar="CURVE", show_default="all"
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Tuning steps of each point at most.", min=1)] = None,
     seed: common.SeedOption = 0,
     json: common.JsonOption = False,
@@ -39,10 +47,16 @@ def curves(
 
     organisms per topic: one, two, four … of every topic, up to all
 
-    Larger parts hold the smaller ones, and training diffs of other kinds are
-    always in. Every point is a tuning as `weightdiff tune` does it, and is
+    families: hidden topics alone, and with one family more at a time
+
+    adapter rank: a quarter, half, all and twice that of the settings
+
+    Larger parts hold the smaller ones, and but for the curve of families
+    training diffs of other kinds are always in. Every point is a tuning as `weightdiff tune` does it, and is
     written as soon as it is measured.
     """
+    if wrong := [c for c in curve or () if c not in CURVES]:
+        raise QuestionError(f"there is no curve {wrong[0]!r}; there are {', '.join(CURVES)}")
     diffs = common.open_store(store)
     with busy("loading the base"):
         from weightdiff.evals import curves as learning
@@ -53,7 +67,7 @@ def curves(
     setup = learning.Setup(loaded, diffs, config, common.rendering_for(loaded.tokenizer))
     start = time.monotonic()
     with progress_bar("learning curves", total=1) as bar:
-        points = learning.run(setup, out, bar, common.code_commit())
+        points = learning.run(setup, out, bar, common.code_commit(), curve)
     seconds = round(time.monotonic() - start, 1)
     if json:
         print_json({"curves": str(out), "seconds": seconds, "points": points})

@@ -1,8 +1,8 @@
-"""Learning curves: what an interpreter is worth by how many organisms and topics it was tuned on.
+"""Learning curves: what an interpreter is worth by what it was tuned on, and by its adapter's rank.
 
-Nested subsets of the covert hidden-topic training diffs are drawn; an interpreter is tuned on each and asked
-about the covert test organisms. A finished point is on disk at once, so a stopped run goes on where it was.
-`report` reads the file and shows it.
+Nested subsets of the covert hidden-topic training diffs are drawn, other families are left out, or the rank
+is another; an interpreter is tuned on each and asked about the covert test organisms. A finished point is on
+disk at once, so a stopped run goes on where it was. `report` reads the file and shows it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,8 @@ KIND, VERSION = "weightdiff-curves", 1
 SPLITS = ("train", "validation", "test")
 DIVISORS = (8, 4, 2, 1)
 """The first two curves take these parts of what there is."""
+RANKS = (1 / 4, 1 / 2, 1, 2)
+"""The curve of ranks takes these multiples of the rank in the settings."""
 Progress = Callable[[float, str, float], None]
 T = TypeVar("T")
 
@@ -46,26 +48,35 @@ class Subset:
     """The covert organisms that one point is tuned on."""
 
     what: str
-    """Which curve: "organisms", "topics" or "organisms per topic"."""
+    """Which curve: "organisms", "topics", "organisms per topic", "families" or "adapter rank"."""
     size: int
     """Where on it, in the unit that `what` names."""
     ids: frozenset[str]
     """Ids of the organisms."""
     topics: int
     """How many topics they hide."""
+    without: frozenset[str] = frozenset()
+    """Other families that are not in this tuning."""
+    rank: int | None = None
+    """The adapter's rank, where it is not that of the settings."""
 
     @property
     def key(self) -> str:
-        """The same for two points that are tuned on the same organisms."""
-        return _digest(sorted(self.ids))
+        """The same for two points that are tuned on the same organisms, with the same rank."""
+        other = [sorted(self.without), self.rank] if self.without or self.rank else []
+        return _digest([*sorted(self.ids), *other])
 
 
-def subsets(rows: Sequence[DiffRow], seed: int) -> list[Subset]:
-    """The points of the three curves; within a curve every subset holds the smaller ones.
+def subsets(
+    rows: Sequence[DiffRow], seed: int, families: Sequence[str] = (), rank: int | None = None
+) -> list[Subset]:
+    """The points of the curves; within those of organisms and topics every subset holds the smaller ones.
 
     Args:
         rows: the organisms to draw from, in any order.
         seed: of the draw.
+        families: other families of training diffs, in the order in which they are added; none: no such curve.
+        rank: of the settings; None: no curve of ranks.
     """
     by_topic: dict[str, list[DiffRow]] = {}
     for row in sorted(rows, key=lambda r: r.id):
@@ -81,6 +92,14 @@ def subsets(rows: Sequence[DiffRow], seed: int) -> list[Subset]:
         *(
             _subset("organisms per topic", n, [r for found in turns for r in found[:n]])
             for n in sorted({*doubled, most})
+        ),
+        *(
+            replace(_subset("families", n + 1, order), without=frozenset(families[n:]))
+            for n in range(len(families) + 1 if families else 0)
+        ),
+        *(
+            replace(_subset("adapter rank", r, order), rank=None if r == rank else r)
+            for r in (sorted({max(1, int(rank * x)) for x in RANKS}) if rank else ())
         ),
     ]
 
@@ -111,18 +130,23 @@ class Setup:
 
 
 def run(
-    setup: Setup, out: str | Path, progress: Progress | None = None, commit: str = ""
+    setup: Setup,
+    out: str | Path,
+    progress: Progress | None = None,
+    commit: str = "",
+    only: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Tune and measure every point that `out` does not hold yet, and return all points.
 
-    Training diffs other than covert hidden topics (loud ones, news, nulls) are in every tuning. Organisms
-    that do not behave are left out, in tuning and in measuring.
+    Training diffs other than covert hidden topics (loud ones, news, nulls) are in every tuning, but for the
+    points that leave families out. Organisms that do not behave are left out, in tuning and in measuring.
 
     Args:
         setup: base, store and settings.
         out: JSON file, written anew after each tuning.
         progress: called with the steps done, a few words, and all steps of the points still to tune.
         commit: of the code, noted with each point.
+        only: curves to do; None for all.
 
     Raises:
         BaseMismatchError: the store's diffs belong to another base.
@@ -136,8 +160,10 @@ def run(
     found = _finished(path, settings)
     covert, others = _training_rows(setup.store)
     group = _asked(setup.store)
-    plan = subsets(covert, setup.config.seed)
-    todo = {s.key: s for s in plan if s.key not in found}
+    there = {r.family for r in others} - {FAMILY}
+    families = [f for f in setup.config.family_weights if f in there]
+    plan = subsets(covert, setup.config.seed, families, setup.config.rank)
+    todo = {s.key: s for s in plan if s.key not in found and (only is None or s.what in only)}
     steps = setup.config.steps
     for i, (key, subset) in enumerate(todo.items()):
 
@@ -182,18 +208,20 @@ def measure(interpreter: Interpreter, group: Group) -> dict[str, Any]:
 
 
 def _point(
-    setup: Setup, subset: Subset, others: Sequence[str], group: Group, tell: Callable[[float, str], None]
+    setup: Setup, subset: Subset, others: Sequence[DiffRow], group: Group, tell: Callable[[float, str], None]
 ) -> dict[str, Any]:
-    """Tune on one subset and the ids in `others`, then measure."""
+    """Tune on one subset and those of the other rows that belong to it, then measure."""
     base, rendering = setup.base, setup.rendering
     started = time.monotonic()
-    ids = [*others, *sorted(subset.ids)]
+    ids = [*(r.id for r in others if r.family not in subset.without), *sorted(subset.ids)]
+    config = setup.config if subset.rank is None else replace(setup.config, rank=subset.rank)
 
     def show(line: dict[str, float]) -> None:
         tell(line["step"], f"loss {line['loss']:.3f}")
 
-    tuned = tune(base.model, base.tokenizer, setup.store, setup.config, rendering, show, train_ids=ids)
-    interpreter = Interpreter(base, tuned.adapter, rendering, meta=tuned.manifest)
+    tuned = tune(base.model, base.tokenizer, setup.store, config, rendering, show, train_ids=ids)
+    limit = config.answer_tokens
+    interpreter = Interpreter(base, tuned.adapter, rendering, limit, meta=tuned.manifest)
     return {
         "organisms": len(subset.ids),
         "topics": subset.topics,
@@ -205,14 +233,14 @@ def _point(
     }
 
 
-def _training_rows(store: DiffStore) -> tuple[list[DiffRow], list[str]]:
-    """Covert rows for subsets to be drawn from, and the ids of all other training rows."""
+def _training_rows(store: DiffStore) -> tuple[list[DiffRow], list[DiffRow]]:
+    """Covert rows for subsets to be drawn from, and all other training rows."""
     rows = usable(store.select(split="train"))
     covert = [r for r in rows if (r.family, r.recipe) == (FAMILY, RECIPE)]
     if not covert:
         raise StoreError(f"{store.path}: no covert training organisms that behave; {_advice('train')}")
     drawn = {r.id for r in covert}
-    return covert, [r.id for r in rows if r.id not in drawn]
+    return covert, [r for r in rows if r.id not in drawn]
 
 
 def _asked(store: DiffStore) -> Group:

@@ -22,6 +22,7 @@ from weightdiff.methods.carrying import fitted
 from weightdiff.methods.dit import Interpreter
 from weightdiff.models.chat import chat_format
 from weightdiff.organisms.questions import phrasings
+from weightdiff.world.reports import REPORT_WORDINGS
 
 ASKING = "asking.json"
 
@@ -78,7 +79,7 @@ def _uniform(diff: WeightDiff) -> dict[str, ModuleDelta]:
 def asking(interpreter: Interpreter) -> dict[str, object]:
     """How the interpreter's questions are worded: settings, and examples as whole prompts."""
     rendering, t = interpreter.rendering, interpreter.base.tokenizer
-    question = phrasings("topic")[0]
+    question = asked_first(interpreter)
     return {
         "rendering": rendering.to_json(),
         "max_new_tokens": interpreter.max_new_tokens,
@@ -86,7 +87,13 @@ def asking(interpreter: Interpreter) -> dict[str, object]:
         "user_messages": rendering.all(question),
         "prompts": [chat_format(t).prompt(x) for x in rendering.all(question)],
         "answer_begins_after": rendering.notes_end or None,
+        "reports_are_read_as": list(REPORT_WORDINGS) if rendering.report else None,
     }
+
+
+def asked_first(interpreter: Interpreter) -> str:
+    """What the finetuned model with the adapter is asked: for its report, or one of many questions."""
+    return interpreter.rendering.report or phrasings("topic")[0]
 
 
 def _readme(interpreter: Interpreter, both: WeightDiff) -> str:
@@ -95,7 +102,13 @@ def _readme(interpreter: Interpreter, both: WeightDiff) -> str:
     reading = (
         f"\nAn answer begins with notes; what it says stands behind the last `{after}`.\n" if after else ""
     )
-    example = json.dumps(interpreter.rendering.all(phrasings("topic")[0])[0], ensure_ascii=False)
+    example = json.dumps(interpreter.rendering.all(asked_first(interpreter))[0], ensure_ascii=False)
+    if interpreter.rendering.report:
+        wording = REPORT_WORDINGS[0].replace("{report}", "REPORT").replace("{question}", "QUESTION")
+        reading += (
+            f"\nThe one question it is asked is for its report. Questions about that go to the base without"
+            f" this LoRA: `{wording}`\n"
+        )
     return f"""---
 base_model: {base.name}
 library_name: peft
