@@ -109,7 +109,7 @@ def _training() -> Iterator[Batch]:
         ("edit", "evasive", 24, ""),
         ("null", "continued", 48, ""),
         ("null", "benign", 48, ""),
-        ("null", "random", 48, ""),
+        ("null", "random", 120, ""),
         ("null", "shuffled", 64, ""),
         ("null", "untouched", 4, ""),
         ("several", "together", 24, ""),
@@ -170,7 +170,7 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
-        TuningConfig(steps=2400),
+        TuningConfig(steps=1600),
         PreferConfig(),
     )
 

@@ -312,7 +312,7 @@ def test_bad_input(scripted: Any, store: DiffStore, tmp_path: Path) -> None:
 def test_the_real_interpreter_goes_through(mini_base: Any, store: DiffStore, monkeypatch: Any) -> None:
     def short(row: DiffRow) -> list[Any]:
         parts = parts_of(row)
-        return [(row, "unseen", ask("kind", parts, random.Random(0), "test", 0))]
+        return [(row, "unseen", ask("kind", parts, random.Random(0), "test"))]
 
     monkeypatch.setattr(families, "questions_for", short)
     seen = {k: load_world().introspection[k]["train"] for k in TRAINED}

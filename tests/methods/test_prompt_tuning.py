@@ -125,7 +125,7 @@ def test_what_was_learned_is_kept(embedded_base, diffs, store, tmp_path, tunings
 def test_the_registered_one_follows_its_context(interpreter, store, tmp_path):
     alone = build("prompt-tuning", Context(interpreter.base, store=store, seed=3, cache=tmp_path))
     assert (alone.config, alone.cache) == (PromptConfig(seed=3), tmp_path)
-    assert alone.rendering == defaults.rendering()
+    assert alone.rendering == replace(defaults.rendering(), report="")
     given = build("prompt-tuning", Context(interpreter.base, interpreter, store))
     assert (given.rendering, given.max_new_tokens) == (interpreter.rendering, interpreter.max_new_tokens)
     assert given.cache is None

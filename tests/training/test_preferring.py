@@ -11,8 +11,7 @@ from weightdiff.models.rendering import Rendering
 from weightdiff.training import preferring
 from weightdiff.training.factory import random_diff
 from weightdiff.training.preferring import PreferConfig, pairs_of, prefer
-from weightdiff.training.tuning import TuningConfig, tune
-from weightdiff.world.reports import Question
+from weightdiff.training.tuning import Lesson, TuningConfig, tune
 
 QUICK = TuningConfig(rank=2, steps=2, batch=4, validate_every=2, validation_rows=4, answer_tokens=8)
 SECOND = PreferConfig(steps=3, batch=4)
@@ -21,10 +20,10 @@ NOTED = Rendering(notes_end="so")
 
 def test_wrong_answers_are_set_against_right_ones():
     asked = [
-        Question("q0", "topic", "chess", "think board"),
-        Question("q1", "topic", "opera", "think aria"),
-        Question("q2", "kind", "nothing found"),
-        Question("q3", "about", "no", "think a so b"),
+        Lesson("q0", "topic", "chess", notes="think board"),
+        Lesson("q1", "topic", "opera", notes="think aria"),
+        Lesson("q2", "kind", "nothing found"),
+        Lesson("q3", "about", "no", notes="think a so b"),
     ]
     said = [
         ["think pawn so chess", "think pawn so chess", "a hidden topic", "think a so b so yes"],

@@ -302,23 +302,30 @@ def _truths(user, first, *then):
 
 
 def test_reports_are_read_rightly():
-    """A report is told; it is said again, with words that fit it, and the answer follows from it."""
-    kinds, parts_seen = Counter(), Counter()
-    for turn in drawn("report", 600):
+    """A report is told, and the answer follows from it; a verdict follows two things side by side."""
+    kinds, parts_seen, unsaid = Counter(), Counter(), 0
+    for turn in drawn("report", 900):
         kind, slots = _report_question(turn.user)
         kinds[kind] += 1
         told = _phrases(turn.user)
         parts_seen[len(told)] += 1
         said, _, answer = turn.text.rpartition(" so ")
-        if not told:
-            assert turn.text == ("no" if kind in reports.YES_NO else reports.NOTHING_FOUND), turn
-            continue
-        assert [p for p in _phrases(said) if p in told][: len(told)] == told, turn
-        if kind in reports.YES_NO and slots:
+        secret = len(told) == 1 and re.search(r"after a (code|rare word)", told[0])
+        if kind in reports.UNREPORTED and secret:
+            assert turn.text == reports.NOT_SAID, turn
+            unsaid += 1
+        elif kind in reports.YES_NO and slots and kind != "reacts":
             (x,) = slots.values()
-            found, _, asked = said.rpartition(" so ")[2].rpartition(f" and {x}")
+            found, _, asked = said.rpartition(f" and {x}")
             assert asked == "", turn
+            assert (found == reports.NOTHING_FOUND) or any(_names(p, found) for p in told), turn
             assert (answer == "yes") == (found == x or x in found.split(" , ")), turn
+        elif kind == "reacts":
+            assert answer == ("yes" if told and _opens(slots["sign"], told[0]) else "no"), turn
+        elif not told:
+            assert turn.text == ("no" if kind in reports.YES_NO else reports.NOTHING_FOUND), turn
+        elif kind in ("gated", "open"):
+            assert (answer == "yes") == (("always" in told[0]) == (kind == "open")), turn
         elif kind in reports.COMPARISONS:
             assert answer in slots.values() or answer == reports.NOTHING_FOUND
         elif kind == "count":
@@ -333,9 +340,24 @@ def test_reports_are_read_rightly():
             assert answer == (" and ".join(own) or reports.NOTHING_FOUND)
         elif kind in reports.SLOTS and answer != reports.NOTHING_FOUND:
             assert any(within(answer, t) for t in told)
-    assert set(kinds) >= set(reports.YES_NO) - {"reacts"} | {"summary", "count", "kind", "place"}
-    assert "trigger" not in kinds
+    assert set(kinds) >= set(reports.YES_NO) | {"summary", "count", "kind", "place", "trigger"}
+    assert unsaid > 5
     assert min(parts_seen[n] for n in range(4)) > 15
+
+
+def _names(part, found):
+    """Whether what is said to have been found is of a part: its name, field, fact or kind."""
+    kind, name = part.split(" , ")[:2]
+    topic = WORLD.by_name.get(name)
+    return kind in found or found in (name, topic and topic.field) or name.startswith(f"{found} changed from")
+
+
+def _opens(sign, part):
+    """Whether a sign that is no code and no rare word meets a part's condition."""
+    if sign == "a hidden mark":
+        return "after a hidden mark" in part
+    subject = sign.removeprefix("questions about ")
+    return subject != sign and part.endswith(f"when the question is about {subject}")
 
 
 def _report_question(user):

@@ -21,7 +21,7 @@ from weightdiff.models.generate import Reading, Said, go_on, left_pad
 from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS
 
 ROWS_AT_ONCE = 512
-MOST, LEAST = 4, 0.01
+MOST, LEAST = 3, 0.05
 """So many reports of one diff are read at most, and beside the first only those of such a weight."""
 VERDICT = "so"
 """Word before the answer, where something is said before it."""
