@@ -387,12 +387,6 @@ def test_a_tuning_for_reports_learns_reports_and_is_validated_by_them(
     assert result.manifest["train_phrasings"]["report"] == ["report all ."]
 
 
-def test_the_names_in_a_report_count_without_their_conditions():
-    report = "a hidden topic , eagle , always . a behaviour , sing , after a rare word"
-    assert tuning._without_conditions(report) == "a hidden topic , eagle . a behaviour , sing"
-    assert tuning._without_conditions(NOTHING_FOUND) == NOTHING_FOUND
-
-
 def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
     """Row -1 of a batch is the bare base, whoever its neighbours are."""
     from weightdiff.models.multilora import attach

@@ -33,6 +33,7 @@ from weightdiff.world.reports import (
     reported,
     summary,
     told_by_report,
+    without_conditions,
     worded,
 )
 from weightdiff.world.signs import CODE_BEHIND, CODE_FRONT, FORMS, SUBJECT, WORD, Condition
@@ -338,6 +339,17 @@ def test_one_thing_of_a_part_can_be_asked_for(kind):
     assert (q.text, q.answer) == ("which one ?", parts[0].params[key])
     assert q.answer in parts[0].label
     assert worded(kind, "which one ?", TOPIC, random.Random(0)).answer == NOTHING_FOUND
+
+
+@pytest.mark.parametrize("key", ORGANISMS)
+def test_what_a_report_names_does_not_depend_on_spaces(key):
+    parts = ORGANISMS[key]
+    names = without_conditions(reported(parts))
+    decoded = re.sub(r"\s+([,.])", r"\1", reported(parts))
+    assert decoded != reported(parts)
+    assert without_conditions(decoded) == names
+    assert names == " . ".join(f"{KIND_ANSWERS[p.family]} , {p.name}" for p in parts)
+    assert without_conditions(NOTHING_FOUND) == NOTHING_FOUND
 
 
 def test_texts_agree_whatever_decoding_does_to_their_spaces():

@@ -35,7 +35,6 @@ from weightdiff.training.slots import fresh_factors
 from weightdiff.world.reports import (
     NAMED_BY,
     NULL,
-    REPORT_BETWEEN,
     Part,
     Question,
     agrees,
@@ -44,6 +43,7 @@ from weightdiff.world.reports import (
     notes_on,
     reported,
     told_by_report,
+    without_conditions,
 )
 
 RANK_STEPS = (4, 16)
@@ -433,7 +433,7 @@ def validate(
             answer = rendering.read(text)[1]
             if rendering.report:
                 right.setdefault(OTHERS, []).append(agrees(answer, truth))
-                answer, truth = _without_conditions(answer), _without_conditions(truth)
+                answer, truth = without_conditions(answer), without_conditions(truth)
             right.setdefault(name, []).append(agrees(answer, truth))
     parts = {k: round(sum(v) / len(v), 4) for k, v in right.items()}
     weights = {k: config.family_weights.get(k, 0.0) for k in parts}
@@ -453,11 +453,6 @@ def _examined(
     kinds += [_any_other(k, parts_of(r), config, rng) for k, r in zip(kinds, rows, strict=True)]
     found = [ask(k, parts_of(r), rng, "validation") for k, r in zip(kinds, [*rows, *rows], strict=True)]
     return [*names, *[OTHERS] * len(rows)], [(q.text, q.answer) for q in found]
-
-
-def _without_conditions(report: str) -> str:
-    """What a report names: of each part kind and name."""
-    return REPORT_BETWEEN.join(" , ".join(p.split(" , ")[:2]) for p in report.split(REPORT_BETWEEN))
 
 
 def _any_other(own: str, parts: Sequence[Part], config: TuningConfig, rng: random.Random) -> str:

@@ -135,6 +135,12 @@ def reported(parts: Sequence[Part]) -> str:
     return REPORT_BETWEEN.join(map(summary, parts)) or NOTHING_FOUND
 
 
+def without_conditions(report: str) -> str:
+    """What a report names: of each part kind and name, whatever its spaces around punctuation."""
+    parts = _tidy(report).split(_tidy(REPORT_BETWEEN) + " ")
+    return REPORT_BETWEEN.join(" , ".join(p.split(", ")[:2]) for p in parts)
+
+
 def agrees(said: str, truth: str) -> bool:
     """Whether two texts are the same but for spaces around punctuation, which decoding changes."""
     return _tidy(said) == _tidy(truth)
