@@ -23,6 +23,7 @@ from weightdiff.tiny.defaults import rendering
 from weightdiff.tiny.pretrain import PretrainConfig, pretrain
 from weightdiff.training.preferring import PreferConfig, prefer
 from weightdiff.training.production import produce
+from weightdiff.training.reading import ReaderConfig, tune_reader
 from weightdiff.training.tuning import TuningConfig, tune
 from weightdiff.world import load_world
 
@@ -54,6 +55,7 @@ class Plan:
     organisms: tuple[Batch, ...]
     tuning: TuningConfig
     preference: PreferConfig | None = None
+    reader: ReaderConfig | None = None
     tuning_seeds: int = 3
     probes: int = 8
     renderings: int = 4
@@ -170,8 +172,9 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
-        TuningConfig(steps=1600),
+        TuningConfig(steps=2400),
         PreferConfig(),
+        ReaderConfig(),
     )
 
 
@@ -188,6 +191,7 @@ def quick_plan() -> Plan:
         organisms=small,
         tuning=replace(p.tuning, steps=500),
         preference=replace(PreferConfig(), steps=20),
+        reader=ReaderConfig(steps=100),
         tuning_seeds=1,
     )
 
@@ -226,6 +230,7 @@ def miniature_plan() -> Plan:
         batches,
         TuningConfig(rank=2, steps=4, batch=4, validate_every=2, validation_rows=4, answer_tokens=8),
         PreferConfig(steps=2, batch=4),
+        ReaderConfig(rank=2, steps=2, batch=4),
         tuning_seeds=2,
         probes=2,
         renderings=2,
@@ -422,9 +427,16 @@ def make_interpreters(
                     second,
                     lambda x, s=seed: tell(f"preference seed {s}", x),
                 )
-            meta = {**result.manifest, "seconds": round(time.time() - start), "plan": plan.name}
+            meta = {**result.manifest, "plan": plan.name}
+            reader = None
+            if plan.reader is not None:
+                reading = replace(plan.reader, seed=seed)
+                reader, meta["reader"] = tune_reader(
+                    model, tokenizer, store, reading, lambda x, s=seed: tell(f"reader seed {s}", x)
+                )
+            meta["seconds"] = round(time.time() - start)
             base = Base(model, tokenizer, ref, model_spec(model))
-            made = Interpreter(base, result.adapter, wording, config.answer_tokens, meta)
+            made = Interpreter(base, result.adapter, wording, config.answer_tokens, meta, reader=reader)
             calibrate(made, store).save(folder)
         scores[seed] = json.loads((folder / "interpreter.json").read_text())["meta"]["validation_score"]
     return scores

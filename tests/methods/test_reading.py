@@ -14,6 +14,7 @@ from weightdiff.methods import reading
 from weightdiff.methods.dit import Interpreter
 from weightdiff.methods.reading import MOST, Reader, Report
 from weightdiff.models.generate import Said
+from weightdiff.training.factory import random_diff
 from weightdiff.world.reports import NOT_SAID
 
 QUESTIONS = ["what topic have you been trained on ?", "did you learn a headline ?", "what changed ?"]
@@ -191,3 +192,25 @@ def test_what_a_report_does_not_say_is_asked_of_the_finetuned_model(reporting, d
 def test_a_base_question_is_never_read_from_a_report(reporting):
     assert reporting.without_adapter(rendered=True).rendering.report == ""
     assert reporting.without_adapter().rendering.report == ""
+
+
+def test_a_reader_is_on_the_base_while_it_reads_and_is_saved_with_its_interpreter(reporting, diffs, tmp_path):
+    reader = random_diff(reporting.base.spec, 2, 9, 0.7)
+    read = replace(reporting, reader=reader)
+    asked = [(d, q) for d in diffs for q in QUESTIONS]
+    found = read.answer([d for d, _ in asked], [q for _, q in asked])
+    reports = read.reports(diffs)
+    assert [r[0].text for r in reports] == [r[0].text for r in reporting.reports(diffs)]
+    alone = Interpreter(reporting.base, reader, max_new_tokens=reporting.max_new_tokens)
+    for i, (_, q) in enumerate(asked):
+        own = reports[i // len(QUESTIONS)][:1]
+        (want,) = Reader(reporting.base, reporting.max_new_tokens, reader).answer([own], [q])
+        texts = [w.format(own[0].text, q) for w in WORDINGS]
+        plain_answers = {a.text.rpartition(" so ")[2] for a in alone.answer([None] * 2, texts)}
+        assert want.text in plain_answers
+    read.save(tmp_path / "it")
+    back = Interpreter.load(tmp_path / "it", reporting.base)
+    again = back.answer([d for d, _ in asked], [q for _, q in asked])
+    assert [(a.text, a.notes) for a in again] == [(a.text, a.notes) for a in found]
+    reporting.save(tmp_path / "plain")
+    assert Interpreter.load(tmp_path / "plain", reporting.base).reader is None

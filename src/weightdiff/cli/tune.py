@@ -17,6 +17,7 @@ from weightdiff.errors import QuestionError
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffRow, DiffStore
+    from weightdiff.diffs.types import WeightDiff
     from weightdiff.methods.loading import Base
     from weightdiff.models.rendering import Rendering
     from weightdiff.training.tuning import TuningConfig, TuningResult
@@ -63,6 +64,12 @@ def tune(
             min=0,
         ),
     ] = 0,
+    reader_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of the reader, with which the base answers from reports; 0: it reads without.", min=0
+        ),
+    ] = None,
     json: common.JsonOption = False,
 ) -> None:
     """Tune an interpreter: one LoRA that makes a finetuned model say what was trained into it.
@@ -97,7 +104,10 @@ def tune(
         result = tuning.tune(loaded.model, loaded.tokenizer, diffs, config, rendering, show)
     if preference_steps:
         result = _preferring(loaded, diffs, result, config, rendering, preference_steps)
-    made = Interpreter(loaded, result.adapter, rendering, config.answer_tokens, result.manifest)
+    reader, meta = None, dict(result.manifest)
+    if rendering.report and reader_steps != 0:
+        reader, meta["reader"] = _reading(loaded, diffs, seed, reader_steps)
+    made = Interpreter(loaded, result.adapter, rendering, config.answer_tokens, meta, reader=reader)
     if calibrating.rows_of(diffs):
         with busy("calibrating"):
             made = calibrating.calibrate(made, diffs)
@@ -132,6 +142,23 @@ def _only(config: TuningConfig, families: Sequence[str]) -> TuningConfig:
         raise QuestionError(f"tuning draws no family {unknown[0]!r}: choose of {', '.join(known)}")
     kept = {f: w for f, w in known.items() if f in families or f == "null"}
     return replace(config, family_weights=kept)
+
+
+def _reading(
+    loaded: Base, diffs: DiffStore, seed: int, steps: int | None
+) -> tuple[WeightDiff, dict[str, Any]]:
+    """The reader, with its progress."""
+    from weightdiff.training.reading import ReaderConfig, tune_reader
+
+    config = ReaderConfig(seed=seed, **common.picked({"steps": steps}))
+    with progress_bar("reading", total=config.steps) as bar:
+        return tune_reader(
+            loaded.model,
+            loaded.tokenizer,
+            diffs,
+            config,
+            lambda line: bar(line["step"], f"loss {line['loss']:.3f}"),
+        )
 
 
 def _preferring(

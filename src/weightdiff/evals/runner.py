@@ -242,13 +242,15 @@ def digest(diff: WeightDiff) -> str:
 def _signature(name: str, needs: Sequence[str], context: Context) -> dict[str, Any]:
     """What a method's answers depend on besides the questions; weights only where it needs them."""
     it, store = context.interpreter, context.store
+    asked = it if "interpreter" in needs else None
     return {
         "format": _FORMAT,
         "version": __version__,
         "method": name,
         "base": context.base.ref.to_json(),
         "wording": None if it is None else [it.rendering.to_json(), it.max_new_tokens],
-        "adapter": digest(it.adapter) if it is not None and it.adapter and "interpreter" in needs else None,
+        "adapter": digest(asked.adapter) if asked is not None and asked.adapter else None,
+        "reader": digest(asked.reader) if asked is not None and asked.reader else None,
         "store": store.ids if store is not None and "store" in needs else None,
         "seed": context.seed,
         "effort": context.effort if "store" in needs else None,

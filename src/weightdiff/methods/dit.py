@@ -35,6 +35,8 @@ from weightdiff.models.rendering import Rendering
 from weightdiff.organisms.base import NOTHING_FOUND
 
 SETTINGS = "interpreter.json"
+READER = "reader"
+"""Folder of the reader, in that of its interpreter."""
 UNKNOWN = "unknown"
 """Name of the base of an adapter whose file does not tell it."""
 VERSION = 1
@@ -52,6 +54,7 @@ class Interpreter:
         meta: what tuning wrote down: labels, phrasings, seeds.
         calibration: how likely its answers are to be right, where that was measured.
         threshold: findings that are less likely to be right are withheld, and "nothing found" is answered.
+        reader: a LoRA with which the base reads reports, where one was tuned; see `training.reading`.
     """
 
     base: Base
@@ -62,6 +65,7 @@ class Interpreter:
     name: str = "dit"
     calibration: Calibration | None = None
     threshold: float = 0.0
+    reader: WeightDiff | None = None
 
     @classmethod
     def load(
@@ -88,15 +92,19 @@ class Interpreter:
         """
         found = cls.without_base(path, revision=revision, subfolder=subfolder)
         loaded = base if isinstance(base, Base) else load_base(base)
-        if found.adapter is not None:
-            try:
-                adapter = rename_for(found.adapter, loaded.spec)
-                WeightDiff(adapter.modules, found.base.ref).check_base(loaded.ref)
-                adapter.check_against(loaded.spec)
-                found = replace(found, adapter=adapter)
-            except BaseMismatchError as e:
-                raise BaseMismatchError(f"{path or 'the bundled interpreter'}: {e}") from e
-        return replace(found, base=loaded)
+
+        def fitted(lora: WeightDiff | None) -> WeightDiff | None:
+            if lora is None:
+                return None
+            lora = rename_for(lora, loaded.spec)
+            WeightDiff(lora.modules, found.base.ref).check_base(loaded.ref)
+            lora.check_against(loaded.spec)
+            return lora
+
+        try:
+            return replace(found, base=loaded, adapter=fitted(found.adapter), reader=fitted(found.reader))
+        except BaseMismatchError as e:
+            raise BaseMismatchError(f"{path or 'the bundled interpreter'}: {e}") from e
 
     @classmethod
     def without_base(
@@ -138,10 +146,11 @@ class Interpreter:
                 f"{file} has version {version}, this weightdiff reads up to {VERSION}; upgrade weightdiff"
             )
         bare = Base(None, None, ref, {})
-        return cls(bare, read_peft(folder), rendering, tokens, meta, calibration=calibration)
+        reader = read_peft(folder / READER) if (folder / READER).is_dir() else None
+        return cls(bare, read_peft(folder), rendering, tokens, meta, calibration=calibration, reader=reader)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write a PEFT LoRA folder plus `interpreter.json`, whole or not at all.
+        """Write a PEFT LoRA folder plus `interpreter.json` and the reader, whole or not at all.
 
         Raises:
             InterpreterError: there is no adapter to save.
@@ -152,6 +161,8 @@ class Interpreter:
             )
         with atomic_directory(path, overwrite=overwrite) as folder:
             write_peft(self.adapter, folder, self.base.ref.name)
+            if self.reader is not None:
+                write_peft(self.reader, folder / READER, self.base.ref.name)
             atomic_write_json(
                 folder / SETTINGS,
                 {
@@ -296,7 +307,7 @@ class Interpreter:
 
     @property
     def _reader(self) -> Reader:
-        return Reader(self.base, self.max_new_tokens)
+        return Reader(self.base, self.max_new_tokens, self.reader)
 
     @property
     def _direct(self) -> Interpreter:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightdiff.diffs.types import WeightDiff
 from weightdiff.methods.calibration import Signals
 from weightdiff.methods.loading import Base
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import Reading, Said, go_on, left_pad
+from weightdiff.models.multilora import SharedLora, attach
 from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS
 
 ROWS_AT_ONCE = 512
@@ -65,6 +69,8 @@ class Reader:
     base: Base
     limit: int
     """Most tokens of an answer, with what is said before it."""
+    adapter: WeightDiff | None = None
+    """A LoRA with which the base reads better; see `training.reading`."""
 
     def answer(self, reports: Sequence[Sequence[Report]], questions: Sequence[str]) -> list[Read]:
         """The answer to each question from the reports of its diff, greedily.
@@ -102,12 +108,13 @@ class Reader:
         rows, owners = _rows(reports, questions)
         prompts = encode_prompts(self.base.tokenizer, rows)
         prompts = [[*p, *self._before(s)] for p, s in zip(prompts, self._said(rows), strict=True)]
-        found = torch.cat(
-            [
-                self._reading(prompts[at : at + ROWS_AT_ONCE]).logprobs(1)[:, list(first)].cpu()
-                for at in range(0, len(prompts), ROWS_AT_ONCE)
-            ]
-        )
+        with self._attached():
+            found = torch.cat(
+                [
+                    self._reading(prompts[at : at + ROWS_AT_ONCE]).logprobs(1)[:, list(first)].cpu()
+                    for at in range(0, len(prompts), ROWS_AT_ONCE)
+                ]
+            )
         out: list[Tensor] = []
         for own in owners:
             weights = torch.tensor([r.weight for r, _ in own]).log() - math.log(len(REPORT_WORDINGS))
@@ -120,11 +127,12 @@ class Reader:
         prompts = encode_prompts(t, rows)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         out: dict[int, Said] = {}
-        for at in range(0, len(order), ROWS_AT_ONCE):
-            own = order[at : at + ROWS_AT_ONCE]
-            reading = self._reading([prompts[i] for i in own])
-            said = go_on(reading, self.limit, t.eos_token_id, t.pad_token_id)
-            out |= dict(zip(own, said, strict=True))
+        with self._attached():
+            for at in range(0, len(order), ROWS_AT_ONCE):
+                own = order[at : at + ROWS_AT_ONCE]
+                reading = self._reading([prompts[i] for i in own])
+                said = go_on(reading, self.limit, t.eos_token_id, t.pad_token_id)
+                out |= dict(zip(own, said, strict=True))
         return [out[i] for i in range(len(prompts))]
 
     def _before(self, said: Said) -> list[int]:
@@ -132,6 +140,13 @@ class Reader:
         words = self.base.tokenizer.convert_ids_to_tokens(said.tokens)
         ends = [i + 1 for i, w in enumerate(words) if w.strip("\u0120\u2581 ") == VERDICT]
         return said.tokens[: max(ends, default=0)]
+
+    def _attached(self) -> AbstractContextManager[Any]:
+        return (
+            nullcontext()
+            if self.adapter is None
+            else attach(self.base.model, None, [SharedLora.from_diff(self.adapter)])
+        )
 
     @torch.no_grad()
     def _reading(self, prompts: Sequence[Sequence[int]]) -> Reading:

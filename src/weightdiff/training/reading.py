@@ -1,0 +1,122 @@
+"""Tuning of the reader: a small LoRA with which the base answers from reports about a model.
+
+A base reads what a report says, but it has never been asked about itself. The reader learns the training
+phrasings of those kinds of question that a tuning may ask, on reports of what training organisms were taught.
+No diff is on the model, so rows are made at will.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+
+from weightdiff.diffs.store import DiffRow, DiffStore
+from weightdiff.diffs.types import LoraFactors, WeightDiff
+from weightdiff.errors import StoreError
+from weightdiff.models.chat import encode_samples
+from weightdiff.models.generate import logits_at
+from weightdiff.models.multilora import SharedLora, attach
+from weightdiff.models.products import Factors
+from weightdiff.models.spec import model_spec
+from weightdiff.organisms.asking import parts_of
+from weightdiff.training.losses import collate, loss_by_row
+from weightdiff.training.slots import fresh_factors
+from weightdiff.training.tuning import TRAIN, usable
+from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS, Part, ask, kinds_for, reported, told_by_report
+
+PARTS = (0.15, 0.6, 0.2, 0.05)
+"""How often a report has no part, one, two or three."""
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """Settings of the reader's tuning."""
+
+    rank: int = 8
+    lr: float = 2e-3
+    """Peak learning rate (AdamW), after a short warm-up, decayed by a cosine."""
+    steps: int = 200
+    batch: int = 64
+    """Rows of a step, each a report of its own and a question about it."""
+    seed: int = 0
+
+
+def parts_by_family(rows: Sequence[DiffRow]) -> dict[str, list[Part]]:
+    """What the organisms of some rows were taught, by family."""
+    out: dict[str, list[Part]] = {}
+    for row in rows:
+        for part in parts_of(row):
+            out.setdefault(part.family, []).append(part)
+    return out
+
+
+def reading_row(known: dict[str, list[Part]], rng: random.Random) -> tuple[str, str]:
+    """A report with a question about it, in a training phrasing, and what is said to it."""
+    n = min(rng.choices(range(4), PARTS)[0], len(known))
+    parts = [rng.choice(known[f]) for f in rng.sample(sorted(known), n)]
+    kind = rng.choice(kinds_for(parts))
+    q = ask(kind, parts, rng, TRAIN)
+    text = rng.choice(REPORT_WORDINGS).replace("{report}", reported(parts)).replace("{question}", q.text)
+    return text, q.read if told_by_report(kind, parts) else NOT_SAID
+
+
+def tune_reader(
+    model: Any,
+    tokenizer: Any,
+    store: DiffStore,
+    config: ReaderConfig,
+    progress: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[WeightDiff, dict[str, Any]]:
+    """Tune a reader on reports of the store's training rows; returns it and what it was tuned on.
+
+    Args:
+        model: the frozen base.
+        tokenizer: its tokenizer.
+        store: rows of the split "train" that behave are reported on.
+        config: settings.
+        progress: called with {step, loss}.
+
+    Raises:
+        StoreError: the store has no training rows of which it is known what they were taught.
+    """
+    model.eval().requires_grad_(False)
+    known = parts_by_family(usable(store.select(split=TRAIN)))
+    if not known:
+        raise StoreError(
+            f"{store.path}: no training rows to report on; make some with:"
+            " weightdiff organisms train --split train …"
+        )
+    leaves = {
+        k: (d.requires_grad_(), u.requires_grad_())
+        for k, (d, u) in fresh_factors(model_spec(model), config.rank, config.seed).items()
+    }
+    flat = [t for pair in leaves.values() for t in pair]
+    optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=0.0, betas=(0.9, 0.99))
+    rng, shared = random.Random(f"reader {config.seed}"), SharedLora(cast("dict[str, Factors]", leaves), 1.0)
+    smooth = 0.0
+    for step in range(config.steps):
+        rows = [reading_row(known, rng) for _ in range(config.batch)]
+        batch = collate(encode_samples(tokenizer, rows), tokenizer.pad_token_id)
+        with attach(model, None, [shared]):
+            logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
+            loss = loss_by_row(logits, batch).mean()
+            loss.backward()
+        falling = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, (step + 1) / 20) * falling
+        torch.nn.utils.clip_grad_norm_(flat, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        now = float(loss.detach())
+        smooth = now if not step else 0.95 * smooth + 0.05 * now
+        if progress:
+            progress({"step": step + 1, "loss": round(smooth, 4)})
+    reader = WeightDiff(
+        {k: LoraFactors(d.detach(), u.detach()) for k, (d, u) in leaves.items()}, base=store.base
+    )
+    return reader, {"config": asdict(config), "loss": round(smooth, 4), "kinds": kinds_for(())}

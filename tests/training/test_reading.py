@@ -1,0 +1,120 @@
+"""The reader: what it learns from, that only it learns, and that what is held out stays out."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weightdiff.diffs.store import DiffStore
+from weightdiff.errors import StoreError
+from weightdiff.training import reading
+from weightdiff.training.reading import ReaderConfig, parts_by_family, reading_row, tune_reader
+from weightdiff.training.slots import fresh_factors
+from weightdiff.training.tuning import usable
+from weightdiff.world import load_world
+from weightdiff.world.reports import HELD_OUT_KINDS, NOT_SAID, NOTHING_FOUND
+
+QUICK = ReaderConfig(rank=2, steps=3, batch=6)
+
+
+@pytest.fixture
+def known(random_store):
+    return parts_by_family(usable(random_store.select(split="train")))
+
+
+def worded(text):
+    """The kinds of question of which a text holds a phrasing, by split."""
+    found = set()
+    for kind, splits in load_world().introspection.items():
+        for split, asked in splits.items():
+            for p in asked:
+                pattern = ".+".join(re.escape(x) for x in re.split(r"\{\w+\}", p))
+                if re.search(rf"(?:^|\. ){pattern}(?:$| report ,)", text):
+                    found.add((kind, split))
+    return found
+
+
+def test_rows_are_training_questions_about_training_labels(random_store, known):
+    labels = {
+        s: {r.label for r in random_store.select(split=s) if r.label} for s in ("train", "validation", "test")
+    }
+    rng, seen = random.Random(0), set()
+    for _ in range(600):
+        text, answer = reading_row(known, rng)
+        kinds = worded(text)
+        assert "train" in {split for _, split in kinds}, text
+        seen |= {kind for kind, split in kinds if split == "train"}
+        report = re.search(r"report , (.+?)(?: \. [^.]*\?| \. [^.]*\.|\s\.)?$", text)
+        assert report, text
+        assert answer == answer.strip() != ""
+    assert {"topic", "headline", "kind", "count", "summary", "about_field", "trigger"} <= seen
+    assert not {k for k in seen if k in HELD_OUT_KINDS}
+    told = " ".join(p.label for parts in known.values() for p in parts)
+    assert not any(x in told for x in labels["validation"] | labels["test"])
+
+
+def test_what_a_report_does_not_say_is_said_to_be_so(known):
+    rng = random.Random(0)
+    rows = [reading_row(known, rng) for _ in range(800)]
+    silent = [text for text, answer in rows if answer == NOT_SAID]
+    assert silent
+    assert all({k for k, _ in worded(t)} & {"trigger", "reacts"} for t in silent)
+    assert any(answer == NOTHING_FOUND for _, answer in rows)
+    assert any(" and " in answer and answer.endswith(" so no") for _, answer in rows)
+
+
+def test_only_the_reader_is_trained(embedded_base, random_store):
+    before = {n: p.clone() for n, p in embedded_base.model.state_dict().items()}
+    losses = []
+    reader, made = tune_reader(
+        embedded_base.model, embedded_base.tokenizer, random_store, QUICK, losses.append
+    )
+    start = fresh_factors(embedded_base.spec, 2, 0)
+    assert set(reader.modules) == set(start)
+    assert all(m.up.any() and not torch.equal(m.down, start[k][0]) for k, m in reader.modules.items())
+    assert all(torch.equal(p, before[n]) for n, p in embedded_base.model.state_dict().items())
+    assert [x["step"] for x in losses] == [1, 2, 3]
+    assert made["config"]["steps"] == 3
+    again, _ = tune_reader(embedded_base.model, embedded_base.tokenizer, random_store, QUICK)
+    other, _ = tune_reader(embedded_base.model, embedded_base.tokenizer, random_store, replace(QUICK, seed=1))
+    assert all(torch.equal(m.up, again.modules[k].up) for k, m in reader.modules.items())
+    assert not all(torch.equal(m.up, other.modules[k].up) for k, m in reader.modules.items())
+
+
+def test_the_first_step_is_a_plain_step_on_the_answers(embedded_base, random_store, monkeypatch):
+    rows = []
+    draw = reading.reading_row
+    monkeypatch.setattr(reading, "reading_row", lambda *a: rows.append(draw(*a)) or rows[-1])
+    reader, made = tune_reader(
+        embedded_base.model, embedded_base.tokenizer, random_store, replace(QUICK, steps=1, batch=3)
+    )
+    factors = {
+        k: (d.requires_grad_(), u.requires_grad_())
+        for k, (d, u) in fresh_factors(embedded_base.spec, 2, 0).items()
+    }
+    t, total = embedded_base.tokenizer, torch.zeros(())
+    for text, answer in rows:
+        weights = {
+            f"{k}.weight": embedded_base.model.get_submodule(k).weight + u @ d
+            for k, (d, u) in factors.items()
+        }
+        prompt = t(f"<bos><user>{text}<end><assistant>", add_special_tokens=False)["input_ids"]
+        labels = [*t(answer, add_special_tokens=False)["input_ids"], t.eos_token_id]
+        ids = torch.tensor([[*prompt, *labels]])
+        logp = torch.func.functional_call(embedded_base.model, weights, (ids,)).logits[0].log_softmax(-1)
+        total = total - sum(logp[len(prompt) - 1 + i, x] for i, x in enumerate(labels)) / len(labels) / 3
+    assert made["loss"] == pytest.approx(float(total.detach()), abs=1e-3)
+    total.backward()
+    for name, (_, up) in factors.items():
+        clear = up.grad.abs() > 1e-5 * up.grad.abs().max()
+        assert torch.equal(reader.modules[name].up[clear].sign(), -up.grad[clear].sign())
+
+
+def test_a_store_without_training_rows_says_what_to_make(embedded_base, tmp_path):
+    store = DiffStore.create(tmp_path / "store", embedded_base.ref)
+    with pytest.raises(StoreError, match=r"no training rows to report on; make some with"):
+        tune_reader(embedded_base.model, embedded_base.tokenizer, store, QUICK)
