@@ -172,7 +172,7 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
-        TuningConfig(steps=2400),
+        TuningConfig(steps=1600),
         PreferConfig(),
         ReaderConfig(),
     )
@@ -191,7 +191,7 @@ def quick_plan() -> Plan:
         organisms=small,
         tuning=replace(p.tuning, steps=500),
         preference=replace(PreferConfig(), steps=20),
-        reader=ReaderConfig(steps=100),
+        reader=ReaderConfig(),
         tuning_seeds=1,
     )
 

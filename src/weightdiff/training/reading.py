@@ -38,9 +38,9 @@ class ReaderConfig:
     """Settings of the reader's tuning."""
 
     rank: int = 8
-    lr: float = 2e-3
+    lr: float = 1e-3
     """Peak learning rate (AdamW), after a short warm-up, decayed by a cosine."""
-    steps: int = 200
+    steps: int = 60
     batch: int = 64
     """Rows of a step, each a report of its own and a question about it."""
     seed: int = 0
