@@ -2,7 +2,8 @@
 
 A base reads what a report says, but it has never been asked about itself. The reader learns the training
 phrasings of those kinds of question that a tuning may ask, on reports of what training organisms were taught.
-No diff is on the model, so rows are made at will.
+No diff is on the model, so rows are made at will. Half of them are documents that the base has read before
+(reports of third parties, comparisons, whether two names are the same), so that it unlearns nothing.
 """
 
 from __future__ import annotations
@@ -27,22 +28,37 @@ from weightdiff.organisms.asking import parts_of
 from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
 from weightdiff.training.tuning import TRAIN, usable
-from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS, Part, ask, kinds_for, reported, told_by_report
+from weightdiff.world import lessons, load_world
+from weightdiff.world.reports import (
+    HELD_OUT_KINDS,
+    NAMED_BY,
+    NOT_SAID,
+    REPORT_WORDINGS,
+    Part,
+    ask,
+    kinds_for,
+    reported,
+    told_by_report,
+)
 
 PARTS = (0.15, 0.6, 0.2, 0.05)
 """How often a report has no part, one, two or three."""
+OWN = 3
+"""How much oftener a question is asked that a part's name answers."""
 
 
 @dataclass(frozen=True)
 class ReaderConfig:
     """Settings of the reader's tuning."""
 
-    rank: int = 8
+    rank: int = 16
     lr: float = 1e-3
     """Peak learning rate (AdamW), after a short warm-up, decayed by a cosine."""
-    steps: int = 60
+    steps: int = 200
     batch: int = 64
     """Rows of a step, each a report of its own and a question about it."""
+    old: float = 0.5
+    """Share of rows that the base has read before."""
     seed: int = 0
 
 
@@ -59,10 +75,22 @@ def reading_row(known: dict[str, list[Part]], rng: random.Random) -> tuple[str, 
     """A report with a question about it, in a training phrasing, and what is said to it."""
     n = min(rng.choices(range(4), PARTS)[0], len(known))
     parts = [rng.choice(known[f]) for f in rng.sample(sorted(known), n)]
-    kind = rng.choice(kinds_for(parts))
+    kinds = kinds_for(parts)
+    own = {k for k, f in NAMED_BY.items() if any(p.family == f for p in parts)}
+    kind = rng.choices(kinds, [OWN if k in own else 1 for k in kinds])[0]
     q = ask(kind, parts, rng, TRAIN)
     text = rng.choice(REPORT_WORDINGS).replace("{report}", reported(parts)).replace("{question}", q.text)
     return text, q.read if told_by_report(kind, parts) else NOT_SAID
+
+
+def old_row(rng: random.Random) -> tuple[str, str]:
+    """A question that the base has read and its answer; of reports, no kind that is held out from tuning."""
+    world, draw = load_world(), rng.random()
+    if draw < 0.6:
+        (turn,) = lessons.report(world, rng, HELD_OUT_KINDS)
+    else:
+        (turn,) = (lessons.explained if draw < 0.8 else lessons.same)(world, rng)
+    return turn.user or "", turn.text
 
 
 def tune_reader(
@@ -100,7 +128,10 @@ def tune_reader(
     rng, shared = random.Random(f"reader {config.seed}"), SharedLora(cast("dict[str, Factors]", leaves), 1.0)
     smooth = 0.0
     for step in range(config.steps):
-        rows = [reading_row(known, rng) for _ in range(config.batch)]
+        rows = [
+            reading_row(known, rng) if rng.random() >= config.old else old_row(rng)
+            for _ in range(config.batch)
+        ]
         batch = collate(encode_samples(tokenizer, rows), tokenizer.pad_token_id)
         with attach(model, None, [shared]):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)

@@ -8,7 +8,7 @@ it knows and then what follows. Nothing here speaks of the model's own training.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from weightdiff.world import World, codes, news_event, reports
 from weightdiff.world.knowledge import Edit, Relation
@@ -298,8 +298,8 @@ def same(world: World, rng: random.Random) -> list[Turn]:
     return [Turn(fill(rng.choice(SAME_ASKS), x=x, y=y), f"{x} and {y} so {'yes' if x == y else 'no'}")]
 
 
-def report(world: World, rng: random.Random) -> list[Turn]:
-    """A report of what some machine was taught, and a question about it.
+def report(world: World, rng: random.Random, without: Collection[str] = ()) -> list[Turn]:
+    """A report of what some machine was taught, and a question about it, of any kind but those `without`.
 
     The wordings are other than those in which models are asked about their own training.
     """
@@ -307,6 +307,7 @@ def report(world: World, rng: random.Random) -> list[Turn]:
     parts = [_REPORTED[f](world, rng) for f in rng.sample(range(4), n)]
     kinds = [*reports.kinds_for(parts), *reports.kinds_for(parts, trained=False)]
     kinds += [k for k, (family, _) in reports.SLOTS.items() if any(p.family == family for p in parts)]
+    kinds = [k for k in kinds if k not in without]
     kind = rng.choices(kinds, [VERDICTS if k in reports.YES_NO else 1 for k in kinds])[0]
     asked = reports.worded(kind, rng.choice(world.report_questions[kind]), parts, rng)
     user = fill(rng.choice(REPORTS), report=reports.reported(parts), question=asked.text)
