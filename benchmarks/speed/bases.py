@@ -97,14 +97,15 @@ class BaseChoice:
         with torch.random.fork_rng(), torch.device(self.device):
             torch.manual_seed(self.seed)
             model = AutoModelForCausalLM.from_config(
-                self._config(),
+                self.config(),
                 dtype=DTYPES[self.precision],
                 attn_implementation="eager" if self.device == "cpu" else "sdpa",
             )
         model.eval().requires_grad_(False)
         return Base(model, tokenizer(), ModelRef(f"random-{self.name}"), model_spec(model))
 
-    def _config(self) -> Any:
+    def config(self) -> Any:
+        """Its configuration, as transformers has it."""
         from transformers import LlamaConfig, Qwen3Config
 
         shape, words = SHAPES[self.name], tokenizer()

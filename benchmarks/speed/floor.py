@@ -114,7 +114,7 @@ def _packed_attention(
     plan: Plan,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each packed row; `query [1, heads, tokens, size]`, the result [1, tokens, heads, size]."""
+    """Attention within each packed row, of `query [1, heads, tokens, size]`; [1, tokens, heads, size]."""
     qkv = (query[0], key[0], value[0])
     if plan.padded:
         flat = packed.padded.flatten()

@@ -1,7 +1,7 @@
 """Ways of doing the same work, run in turn in one process, round by round.
 
-Ours is a loop of its own (the factory's, tuning's), which tells after every round that one is done; the others
-do the same round then. So each round gives one time of every way, taken within moments of each other.
+Ours is a loop of its own (the factory's, tuning's), which tells after every round that one is done; the
+others do the same round then. So each round gives one time of every way, taken within moments of each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHEAP = 1 / 20
 """Share of the time up to which a round of all ways is cheap enough to be thrown away for warming up."""
 
 
-class Enough(Exception):  # noqa: N818 (no error: it ends a loop that knows no other end)
+class Enough(Exception):
     """Leaves our loop after its last round."""
 
 
@@ -43,6 +43,8 @@ class Ways:
     others: dict[str, Callable[[], Way]] = field(default_factory=dict)
     amounts: dict[str, float] = field(default_factory=dict)
     """What a round gives, by the unit in which a second of it is told, such as "answers/s"."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Ways that cannot be run here, with the reason."""
 
 
 @dataclass

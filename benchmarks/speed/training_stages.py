@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.speed.bases import SHAPES
 from benchmarks.speed.cases import Case
 from benchmarks.speed.floor import Floor, pack
 from benchmarks.speed.lockstep import Way, Ways
+from benchmarks.speed.memory import available
 from benchmarks.speed.peft_ways import PeftOrganism
 from benchmarks.speed.published import Factors, PublishedFactory, PublishedTuning
 from benchmarks.speed.recipes import StepRows, random_lora, rows_of, specs
@@ -27,6 +27,8 @@ PUBLISHED, PEFT_LOOP = "published scheme", "PEFT loop"
 SPARE_ROUNDS = 2
 """Rounds drawn beyond those that are counted."""
 NEVER = 1 << 30
+SHARE_OF_MEMORY = 0.6
+"""Of what is free, the most that dense changes may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class FactoryCase(Case):
     rank: int = 8
     rows: str = "covert"
     """Kind of rows; see `recipes`."""
+    part: int = 16
+    """Organisms that the floor and the published scheme, which has 16 at once, are timed on."""
     looped: int = 2
     """Organisms whose steps are timed in the PEFT loop, which does one after another."""
 
@@ -53,7 +57,11 @@ class FactoryCase(Case):
         chosen = specs(self.rows, self.organisms, self.rank)
         recipe, pad_id = chosen[0].recipe, base.tokenizer.pad_token_id
         drawn = rows_of(chosen, base.tokenizer, steps)
-        starts = [fresh_factors(base.spec, self.rank, s.seed) for s in chosen]
+        part = min(self.part, self.organisms)
+        timed = min(self.looped, self.organisms)
+
+        def starts(n: int) -> list[dict[str, Factors]]:
+            return [fresh_factors(base.spec, self.rank, s.seed) for s in chosen[:n]]
 
         def ours(done: Callable[[], None]) -> None:
             factory = Factory(base.model, base.tokenizer, FactoryConfig(self.organisms))
@@ -61,37 +69,42 @@ class FactoryCase(Case):
                 pass
 
         def published() -> Way:
-            all_of_them = PublishedFactory(base.model, starts, recipe.scale, pad_id)
+            scheme = PublishedFactory(base.model, starts(part), recipe.scale, pad_id)
 
             def run(step: int) -> None:
-                all_of_them.backward(drawn[step])
-                all_of_them.update(rate(chosen[0], step))
+                scheme.backward(drawn[step][:part])
+                scheme.update(rate(chosen[0], step))
 
-            return Way(run)
+            return Way(run, _share(drawn, part))
 
         def looped() -> Way:
-            timed = min(self.looped, self.organisms)
-            some = [PeftOrganism(base.model, s, recipe.scale, pad_id) for s in starts[:timed]]
+            some = [PeftOrganism(base.model, s, recipe.scale, pad_id) for s in starts(timed)]
 
             def run(step: int) -> None:
                 for own, rows in zip(some, drawn[step], strict=False):
                     own.backward(rows)
                     own.update(rate(chosen[0], step))
 
-            return Way(run, timed / self.organisms)
+            return Way(run, _share(drawn, timed))
 
         labels = sum(len(e.ids) - e.start for step in drawn for own in step for _, e in own)
         return Ways(
             ours,
-            lambda: _factory_floor(base, drawn),
+            lambda: _factory_floor(base, drawn, part),
             {PUBLISHED: published, PEFT_LOOP: looped},
             {"labelled tokens/s": labels / steps, "organisms/h": 3600 * self.organisms / recipe.steps},
         )
 
 
-def _factory_floor(base: Base, drawn: list[StepRows]) -> Way:
-    """Forward and backward over all rows, and the teacher's forward over those that are held."""
-    flat = [[row for own in step for row in own] for step in drawn]
+def _share(drawn: list[StepRows], part: int) -> float:
+    """Share of all tokens that the first `part` organisms have."""
+    tokens = [sum(len(e.ids) for step in drawn for _, e in step[i]) for i in range(len(drawn[0]))]
+    return sum(tokens[:part]) / sum(tokens)
+
+
+def _factory_floor(base: Base, drawn: list[StepRows], part: int) -> Way:
+    """Forward and backward over the organisms' rows, and the teacher's forward over those that are held."""
+    flat = [[row for own in step[:part] for row in own] for step in drawn]
     every = [pack([e for _, e in rows], base.model.device) for rows in flat]
     held = [pack([e for s, e in rows if s.loss == "kl"], base.model.device) for rows in flat]
     floor = Floor(base.model)
@@ -101,7 +114,7 @@ def _factory_floor(base: Base, drawn: list[StepRows]) -> Way:
         floor.train(every[step])
         floor.read(held[step])
 
-    return Way(run)
+    return Way(run, _share(drawn, part))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +185,12 @@ class TuningCase(Case):
 
             return Way(run)
 
-        return Ways(ours, floor, {PUBLISHED: published}, {"steps/s": 1.0, "rows/s": float(self.batch)})
+        amounts = {"steps/s": 1.0, "rows/s": float(self.batch)}
+        needed, free = dense_bytes(base, self.batch), available(base.model.device.type)
+        if needed > SHARE_OF_MEMORY * free:
+            why = f"its dense changes take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            return Ways(ours, floor, {}, amounts, {PUBLISHED: why})
+        return Ways(ours, floor, {PUBLISHED: published}, amounts)
 
 
 class TuningRows:
@@ -188,7 +206,7 @@ class TuningRows:
         self.last: tuple[list[Encoded], dict[str, Factors]] = ([], {})
 
     def at(self, step: int) -> tuple[list[Encoded], dict[str, Factors]]:
-        """Rows and their diffs, module → (down [batch, rank, in], up [batch, out, rank]); steps only ascend."""
+        """Rows and their diffs, as `PublishedTuning.backward` takes them; steps only ascend."""
         while self.step < step:
             loras, asked = self.buckets.draw(self.rng, self.config.batch)
             texts = [
@@ -200,10 +218,7 @@ class TuningRows:
         return self.last
 
 
-def dense_bytes(case: TuningCase) -> int:
-    """What the dense changes of a batch take, of which the published scheme holds one for every layer."""
-    shape = SHAPES[case.based.name]
-    wide = shape.heads * shape.head_dim
-    narrow = shape.kv_heads * shape.head_dim
-    layer = shape.hidden * (2 * wide + 2 * narrow + 3 * shape.intermediate)
-    return case.batch * layer * shape.layers * (2 if case.based.precision == "bf16" else 4)
+def dense_bytes(base: Base, batch: int) -> int:
+    """Memory of a batch's dense changes, of which the published scheme holds one for every layer."""
+    numbers = sum(width * height for width, height in base.spec.values())
+    return batch * numbers * base.model.dtype.itemsize
