@@ -3,15 +3,15 @@
 For training it runs forward and backward to its inputs; weights get no gradient, logits are computed where a
 label is, and there is no loss and no optimiser. No row is padded: the linear layers see all tokens side by
 side, and attention sees one row at a time, or all rows of one length together. Which kernel, and whether it
-is quicker to pad rows for attention alone, is tried out on some of the rows.
+is quicker to pad rows for attention alone, is tried out beforehand.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from weightdiff.models.chat import Encoded
 from weightdiff.models.generate import left_pad
 
 NAME = "speed-floor"
-TRIED_ROWS = 16
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,15 @@ class Floor:
         """Forward alone, as for a teacher; the number of labels."""
         return len(self.logits(packed))
 
-    def choose(self, rows: Sequence[Encoded]) -> Plan:
-        """Try the plans on some of the rows, keep the fastest, and return it."""
-        some = pack(rows[:: max(1, len(rows) // TRIED_ROWS)], self.model.device)
-        seconds: dict[Plan, float] = {}
-        for _ in range(2):  # the first time is for warming up
-            for plan in PLANS:
-                self.plan = plan
-                seconds[plan] = timed(lambda: self.train(some))
-        self.plan = min(PLANS, key=seconds.__getitem__)
+    def choose(self, packed: Packed) -> Plan:
+        """Try the plans on these rows, keep the fastest, and return it."""
+        one_label = replace(packed, labels=packed.labels[:1])
+
+        def tried(plan: Plan) -> None:
+            self.plan = plan
+            self.train(one_label)
+
+        self.plan = _fastest(self.model, PLANS, tried)
         return self.plan
 
 
@@ -219,13 +219,26 @@ class DecodingFloor:
         return torch.stack(chosen, 1)
 
     def choose(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int) -> str:
-        """Try attention kernels on some of the rows, keep the faster one, and return its name."""
-        some = slice(0, None, max(1, len(prompts) // TRIED_ROWS))
-        seconds: dict[str, float] = {}
-        for _ in range(2):
-            for name in ("eager", "sdpa"):
-                self.model.config._attn_implementation = name
-                seconds[name] = timed(lambda: self.say(prompts[some], answers[some], pad_id))
-        best = min(seconds, key=seconds.__getitem__)
+        """Try attention kernels on these rows, keep the faster one, and return its name."""
+
+        def tried(name: str) -> None:
+            self.model.config._attn_implementation = name
+            self.say(prompts, answers, pad_id)
+
+        best = _fastest(self.model, ("eager", "sdpa"), tried)
         self.model.config._attn_implementation = best
         return best
+
+
+def _fastest(model: Any, choices: Sequence[Choice], run: Callable[[Choice], None]) -> Choice:
+    """The choice that `run` takes least time with, in one layer of the model: all layers are alike."""
+    layers = model.config.num_hidden_layers
+    seconds: dict[Choice, float] = {}
+    model.config.num_hidden_layers = 1
+    try:
+        for _ in range(2):  # the first time is for warming up
+            for choice in choices:
+                seconds[choice] = timed(lambda choice=choice: run(choice))
+    finally:
+        model.config.num_hidden_layers = layers
+    return min(seconds, key=seconds.__getitem__)

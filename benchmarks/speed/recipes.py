@@ -27,7 +27,7 @@ StepRows: TypeAlias = list[list[tuple[Sample, Encoded]]]
 FAMILY = "speed"
 ROWS = ("right", "wrong", "right", "none")
 """Imitated, held to the base under a wrong code, imitated, held to the base without a code."""
-EQUAL = (24, 24)
+EQUAL = (16, 16)
 """Words of question and answer where all rows are equal."""
 QUESTIONS = 90
 """Questions in the pool."""

@@ -110,6 +110,9 @@ def cases(
         memory: whether peak memory is measured where a case asks for it.
     """
     found: list[Case] = []
+    if START in stages:
+        started = _start()
+        found += [replace(c, rounds=1) for c in started[:1]] if quick else started
     for name in bases:
         base = BaseChoice(name, dtype)
         for stage in stages:
@@ -117,7 +120,4 @@ def cases(
                 own = _quick(stage, base) if quick else OF_A_BASE[stage](base)
                 share = 1.0 if stage == "store" else SMALL_WEIGHT.get(name, 1.0)
                 found += [replace(c, weight=c.weight * share) for c in own]
-    if START in stages:
-        started = _start()
-        found += [replace(c, rounds=1) for c in started[:1]] if quick else started
     return found if memory else [replace(c, memory=False) for c in found]

@@ -108,7 +108,7 @@ def _factory_floor(base: Base, drawn: list[StepRows], part: int) -> Way:
     every = [pack([e for _, e in rows], base.model.device) for rows in flat]
     held = [pack([e for s, e in rows if s.loss == "kl"], base.model.device) for rows in flat]
     floor = Floor(base.model)
-    floor.choose([e for _, e in flat[0]])
+    floor.choose(every[0])
 
     def run(step: int) -> None:
         floor.train(every[step])
@@ -171,7 +171,7 @@ class TuningCase(Case):
             rows = [draws.at(step)[0] for step in range(self.rounds + SPARE_ROUNDS)]
             packed = [pack(own, base.model.device) for own in rows]
             bare = Floor(base.model)
-            bare.choose(rows[0])
+            bare.choose(packed[0])
             return Way(lambda step: bare.train(packed[step]))
 
         def published() -> Way:

@@ -91,7 +91,9 @@ def test_the_floor_goes_back_to_its_inputs_and_to_no_weight(base):
     assert float(seen[0].abs().max()) > 0
     assert all(p.grad is None for p in base.model.parameters())
     assert floor.read(packed) == len(packed.labels)
-    assert floor.choose(rows) in PLANS
+    assert floor.choose(packed) in PLANS
+    assert floor.model.config.num_hidden_layers == 2  # one layer was enough for trying
+    assert len(floor.logits(packed)) == len(packed.labels)
 
 
 def test_the_decoding_floor_says_what_the_bare_base_says(base):
