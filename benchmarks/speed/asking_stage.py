@@ -82,18 +82,20 @@ class AskingCase(Case):
         pairs = [(d, q) for d in diffs for q in asked]
         prompts = encode_prompts(base.tokenizer, asked)
         interpreter = Interpreter(base, adapter, max_new_tokens=self.tokens)
-        said: list[list[int]] = []
+        end, pad_id = base.tokenizer.eos_token_id, base.tokenizer.pad_token_id
+        every = prompts * self.timed
+        said = [[pad_id] * self.tokens for _ in every]  # until ours has spoken
 
         def ours(done: Callable[[], None]) -> None:
             while True:
                 spoken = interpreter.spoken([d for d, _ in pairs], [q for _, q in pairs])
-                said[:] = [s.tokens for s in spoken]
+                said[:] = [[*s.tokens, end][: self.tokens] for s in spoken]
                 done()
 
         def floor() -> Way:
-            bare, every, pad_id = DecodingFloor(base.model), prompts * self.timed, base.tokenizer.pad_token_id
-            bare.choose(every, [[pad_id] * self.tokens] * len(every), pad_id)
-            return Way(lambda _: bare.say(every, said or [[pad_id] * self.tokens] * len(every), pad_id))
+            bare = DecodingFloor(base.model)
+            bare.choose(every, said, pad_id)
+            return Way(lambda _: bare.say(every, said, pad_id))
 
         def one_by_one() -> Way:
             some = [folded(d) for d in diffs[: self.looped]]
