@@ -41,6 +41,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(given)
     if args.base and not torch.cuda.is_available() and any(SHAPES[b].cuda for b in args.base):
         parser.error("the bases 0.6b and 4b need a GPU, and there is none; choose 5m or 60m")
+    for folder in (args.folder, args.json and args.json.absolute().parent):
+        if folder and not folder.is_dir():  # told now, not after a quarter of an hour
+            parser.error(f"{folder} is no folder; make it first")
     return args
 
 

@@ -18,6 +18,7 @@ BATCHES = (8, 16, 32)
 ASKED = ((1, 1), (1, 20), (64, 1), (64, 20), (1000, 1), (1000, 20))
 """(diffs, questions about each)."""
 STORED = (1_000, 10_000)
+NO_LIMIT = 1 << 30
 
 
 def _factory(base: BaseChoice) -> list[Case]:
@@ -80,7 +81,6 @@ def _quick(stage: str, base: BaseChoice) -> list[Case]:
     return [replace(small[stage], rounds=2)]
 
 
-NO_LIMIT = 1 << 30
 OF_A_BASE: dict[str, Callable[[BaseChoice], list[Case]]] = {
     "factory": _factory,
     "tuning": _tuning,
@@ -91,6 +91,8 @@ START = "start-up"
 STAGES = (*OF_A_BASE, START)
 SMALL_WEIGHT = {"mini": 0.02, "5m": 0.2}
 """How long cases of small bases take beside those of others."""
+LEAST = 0.25
+"""Weight of the quickest cases, so that they have time for all their rounds."""
 
 
 def cases(
@@ -119,5 +121,5 @@ def cases(
             if stage in OF_A_BASE:
                 own = _quick(stage, base) if quick else OF_A_BASE[stage](base)
                 share = 1.0 if stage == "store" else SMALL_WEIGHT.get(name, 1.0)
-                found += [replace(c, weight=c.weight * share) for c in own]
+                found += [replace(c, weight=max(LEAST, c.weight * share)) for c in own]
     return found if memory else [replace(c, memory=False) for c in found]

@@ -478,6 +478,12 @@ def test_the_command_refuses_a_gpu_base_without_one(capsys, monkeypatch):
     assert "need a GPU, and there is none" in capsys.readouterr().err
 
 
+def test_the_command_wants_its_folders_beforehand(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--json", str(tmp_path / "nowhere" / "rows.json")])
+    assert "nowhere is no folder; make it first" in capsys.readouterr().err
+
+
 def test_the_start_of_the_command_is_measured(tmp_path):
     ways = StartCase(command="weightdiff --help").ways(None, tmp_path)
     done = []
