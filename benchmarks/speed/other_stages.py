@@ -83,7 +83,8 @@ class StoreCase(Case):
             return Way(lambda _: [next(read) for _ in range(self.batches)])
 
         def files() -> Way:
-            paths = _files(folder / f"files-{self.based.name}-{self.rank}", self.shapes, self.rank)
+            place = folder / f"files-{self.based.name}-{self.rank}"
+            paths = _files(place, self.shapes, self.rank, min(FILES, self.diffs))
             rng = random.Random(0)
 
             def run(_: int) -> None:
@@ -122,10 +123,10 @@ def _raw_reads(path: Path, size: int, n: int) -> Iterator[torch.Tensor]:
         yield numbers.float()
 
 
-def _files(folder: Path, shapes: dict[str, tuple[int, int]], rank: int) -> list[Path]:
-    """Files with one diff each, written once."""
+def _files(folder: Path, shapes: dict[str, tuple[int, int]], rank: int, n: int) -> list[Path]:
+    """`n` files with one diff each, written once."""
     folder.mkdir(exist_ok=True)
-    paths = [folder / f"{i}.safetensors" for i in range(FILES)]
+    paths = [folder / f"{i}.safetensors" for i in range(n)]
     for i, path in enumerate(paths):
         if not path.exists():
             save_file(_halves(random_lora(shapes, rank, i)), path)
