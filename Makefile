@@ -1,4 +1,5 @@
-# make setup once; make check before a commit; make test for everything.
+# make setup once; make check before a commit; make test for everything; make bench for speed,
+# with arguments as in make bench ARGS="--stage tuning --json speed.json".
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ DEV := $(VENV)/.installed-dev
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test check bench format clean
 
 setup: $(DEV)
 
@@ -34,6 +35,9 @@ check: $(DEV)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" -x -q
+
+bench: $(RUN)
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff format .
