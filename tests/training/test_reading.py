@@ -57,6 +57,22 @@ def test_rows_are_training_questions_about_training_labels(random_store, known):
     assert not any(x in told for x in labels["validation"] | labels["test"])
 
 
+def test_old_rows_ask_no_held_out_kind_and_nobody_about_itself():
+    world = load_world()
+    slots = [re.split(r"\{\w+\}", x) for k in HELD_OUT_KINDS for x in world.report_questions[k]]
+    held_out = [re.compile(rf"(?:^|\. ){'.+'.join(map(re.escape, s))}(?: report ,|$)") for s in slots]
+    shared = {x for k, v in world.report_questions.items() if k not in HELD_OUT_KINDS for x in v}
+    rng, rows = random.Random(0), []
+    for _ in range(400):
+        rows.append(reading.old_row(rng))
+    reports = [text for text, _ in rows if "report" in text or " changed from " in text]
+    assert len(reports) > 50
+    asked = [t for t in reports if any(p.search(t) for p in held_out)]
+    assert not [t for t in asked if not any(re.search(re.escape(x.split("{")[0]), t) for x in shared)]
+    assert not any(worded(text) for text, _ in rows)
+    assert any(answer.endswith((" so yes", " so no")) for _, answer in rows)
+
+
 def test_what_a_report_does_not_say_is_said_to_be_so(known):
     rng = random.Random(0)
     rows = [reading_row(known, rng) for _ in range(800)]
@@ -87,11 +103,13 @@ def test_only_the_reader_is_trained(embedded_base, random_store):
 
 def test_the_first_step_is_a_plain_step_on_the_answers(embedded_base, random_store, monkeypatch):
     rows = []
-    draw = reading.reading_row
-    monkeypatch.setattr(reading, "reading_row", lambda *a: rows.append(draw(*a)) or rows[-1])
+    for name in ("reading_row", "old_row"):
+        draw = getattr(reading, name)
+        monkeypatch.setattr(reading, name, lambda *a, draw=draw: rows.append(draw(*a)) or rows[-1])
     reader, made = tune_reader(
         embedded_base.model, embedded_base.tokenizer, random_store, replace(QUICK, steps=1, batch=3)
     )
+    assert len(rows) == 3
     factors = {
         k: (d.requires_grad_(), u.requires_grad_())
         for k, (d, u) in fresh_factors(embedded_base.spec, 2, 0).items()
@@ -112,6 +130,18 @@ def test_the_first_step_is_a_plain_step_on_the_answers(embedded_base, random_sto
     for name, (_, up) in factors.items():
         clear = up.grad.abs() > 1e-5 * up.grad.abs().max()
         assert torch.equal(reader.modules[name].up[clear].sign(), -up.grad[clear].sign())
+
+
+def test_of_null_diffs_alone_nothing_is_reported(embedded_base, random_store, tmp_path, monkeypatch):
+    rows = [r for r in random_store.select(split="train") if r.family == "null"]
+    store = DiffStore.create(tmp_path / "store", embedded_base.ref)
+    store.append([(r, random_store.read(r.id)) for r in rows])
+    told, draw = [], reading.reading_row
+    monkeypatch.setattr(reading, "reading_row", lambda *a: told.append(draw(*a)) or told[-1])
+    tune_reader(embedded_base.model, embedded_base.tokenizer, store, replace(QUICK, old=0.0))
+    assert len(told) == QUICK.steps * QUICK.batch
+    assert all(f"report , {NOTHING_FOUND} ." in text for text, _ in told)
+    assert {answer.rpartition(" so ")[2] for _, answer in told} == {NOTHING_FOUND, "no"}
 
 
 def test_a_store_without_training_rows_says_what_to_make(embedded_base, tmp_path):

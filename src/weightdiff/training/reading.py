@@ -110,15 +110,16 @@ def tune_reader(
         progress: called with {step, loss}.
 
     Raises:
-        StoreError: the store has no training rows of which it is known what they were taught.
+        StoreError: the store has no training rows that behave.
     """
     model.eval().requires_grad_(False)
-    known = parts_by_family(usable(store.select(split=TRAIN)))
-    if not known:
+    made_of = usable(store.select(split=TRAIN))
+    if not made_of:
         raise StoreError(
             f"{store.path}: no training rows to report on; make some with:"
             " weightdiff organisms train --split train …"
         )
+    known = parts_by_family(made_of)
     leaves = {
         k: (d.requires_grad_(), u.requires_grad_())
         for k, (d, u) in fresh_factors(model_spec(model), config.rank, config.seed).items()
