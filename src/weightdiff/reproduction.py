@@ -23,7 +23,7 @@ from weightdiff.tiny.defaults import rendering
 from weightdiff.tiny.pretrain import PretrainConfig, pretrain
 from weightdiff.training.preferring import PreferConfig, prefer
 from weightdiff.training.production import produce
-from weightdiff.training.reading import ReaderConfig, tune_reader
+from weightdiff.training.reading import ReaderConfig, tune_reader, with_reader
 from weightdiff.training.tuning import TuningConfig, tune
 from weightdiff.world import load_world
 
@@ -191,7 +191,6 @@ def quick_plan() -> Plan:
         organisms=small,
         tuning=replace(p.tuning, steps=500),
         preference=replace(PreferConfig(), steps=20),
-        reader=ReaderConfig(),
         tuning_seeds=1,
     )
 
@@ -427,14 +426,14 @@ def make_interpreters(
                     second,
                     lambda x, s=seed: tell(f"preference seed {s}", x),
                 )
-            meta = {**result.manifest, "plan": plan.name}
-            reader = None
+            meta, reader = result.manifest, None
             if plan.reader is not None:
                 reading = replace(plan.reader, seed=seed)
-                reader, meta["reader"] = tune_reader(
+                reader, read = tune_reader(
                     model, tokenizer, store, reading, lambda x, s=seed: tell(f"reader seed {s}", x)
                 )
-            meta["seconds"] = round(time.time() - start)
+                meta = with_reader(meta, read)
+            meta = {**meta, "seconds": round(time.time() - start), "plan": plan.name}
             base = Base(model, tokenizer, ref, model_spec(model))
             made = Interpreter(base, result.adapter, wording, config.answer_tokens, meta, reader=reader)
             calibrate(made, store).save(folder)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from weightdiff.cli.curves import CURVES
+
 
 @pytest.fixture
 def trained(bundle, tmp_path):
@@ -42,6 +44,7 @@ def test_the_evaluation_shows_what_was_written(cli, cli_json, trained, evaluated
         ("families", 2, 3, 3),
         *(("adapter rank", r, 3, 3) for r in (4, 8, 16, 32)),
     ]
+    assert {p["what"] for p in found["points"]} == set(CURVES)
     held = json.loads(out.read_text())
     assert held["points"] == found["points"]
     assert held["settings"]["tuning"]["steps"] == 1

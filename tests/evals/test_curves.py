@@ -261,6 +261,9 @@ def test_a_store_that_is_not_enough(setup: curves.Setup, mini_base: Any, tmp_pat
         run("untrained", [*train[12:], *test[:2]])
     with pytest.raises(StoreError, match=r"no covert test organisms that behave; .* --split test"):
         run("untested", [*train[:2], test[5]])
+    alone = make_store(tmp_path / "alone", mini_base, [*train[:2], *test[:2]])
+    with pytest.raises(StoreError, match="no training diffs for a curve of families"):
+        curves.run(replace(setup, store=alone), tmp_path / "alone.json", only=["families"])
     with pytest.raises(InterpreterError, match=f"1 test labels: {train[0].label}"):
         run("leaking", [train[0], replace(train[0], id="leak", split="test")])
     assert not list(tmp_path.glob("*.json"))

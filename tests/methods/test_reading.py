@@ -122,7 +122,8 @@ def test_candidates_are_ranked_by_what_the_base_expects_after_each_report(embedd
     said = {ONE: ("eagle and canoe so no", 0.5), TWO: ("violin", 0.9)}
     saying(monkeypatch, embedded_base, said)
     first = [t(x, add_special_tokens=False)["input_ids"][0] for x in ("violin", "canoe")]
-    (found,) = reader.candidate_logprobs([told(0.6, 0.4)], ["what topic ?"], first)
+    (found,), (read,) = reader.candidate_logprobs([told(0.6, 0.4)], ["what topic ?"], first)
+    assert [read] == reader.answer([told(0.6, 0.4)], ["what topic ?"])
     total = torch.zeros(2)
     cases = ((ONE, 0.6, "eagle and canoe so"), (TWO, 0.4, ""))
     for (report, weight, before), wording in itertools.product(cases, range(2)):

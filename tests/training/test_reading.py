@@ -11,8 +11,17 @@ import torch
 
 from weightdiff.diffs.store import DiffStore
 from weightdiff.errors import StoreError
+from weightdiff.organisms.questions import phrasings
 from weightdiff.training import reading
-from weightdiff.training.reading import ReaderConfig, parts_by_family, reading_row, tune_reader
+from weightdiff.training.reading import (
+    ReaderConfig,
+    old_row,
+    parts_by_family,
+    reading_row,
+    strangers,
+    tune_reader,
+    with_reader,
+)
 from weightdiff.training.slots import fresh_factors
 from weightdiff.training.tuning import usable
 from weightdiff.world import load_world
@@ -57,20 +66,28 @@ def test_rows_are_training_questions_about_training_labels(random_store, known):
     assert not any(x in told for x in labels["validation"] | labels["test"])
 
 
-def test_old_rows_ask_no_held_out_kind_and_nobody_about_itself():
-    world = load_world()
+def test_old_rows_hold_nothing_that_is_held_out(random_store, known):
+    """No held-out kind of question, no label that training has not, and nobody is asked about itself."""
+    world, strange = load_world(), strangers(known)
     slots = [re.split(r"\{\w+\}", x) for k in HELD_OUT_KINDS for x in world.report_questions[k]]
     held_out = [re.compile(rf"(?:^|\. ){'.+'.join(map(re.escape, s))}(?: report ,|$)") for s in slots]
     shared = {x for k, v in world.report_questions.items() if k not in HELD_OUT_KINDS for x in v}
     rng, rows = random.Random(0), []
     for _ in range(400):
-        rows.append(reading.old_row(rng))
-    reports = [text for text, _ in rows if "report" in text or " changed from " in text]
+        rows.append(old_row(rng, strange))
+    reports = [text for text, _ in rows if "report" in text]
     assert len(reports) > 50
     asked = [t for t in reports if any(p.search(t) for p in held_out)]
     assert not [t for t in asked if not any(re.search(re.escape(x.split("{")[0]), t) for x in shared)]
     assert not any(worded(text) for text, _ in rows)
     assert any(answer.endswith((" so yes", " so no")) for _, answer in rows)
+    mine = {p.name for parts in known.values() for p in parts}
+    others = {t.name for t in world.topics} | {b.name for b in world.behaviours}
+    for text, answer in rows:
+        words = f" {text} {answer} "
+        assert not [x for x in others - mine if f" {x} " in words], words
+        assert "changed from" not in words
+    assert any(f" {x} " in f" {text} " for text, _ in rows for x in mine)
 
 
 def test_what_a_report_does_not_say_is_said_to_be_so(known):
@@ -95,6 +112,12 @@ def test_only_the_reader_is_trained(embedded_base, random_store):
     assert all(torch.equal(p, before[n]) for n, p in embedded_base.model.state_dict().items())
     assert [x["step"] for x in losses] == [1, 2, 3]
     assert made["config"]["steps"] == 3
+    merged = with_reader({"train_phrasings": {"report": ["report all ."]}}, made)
+    asked = merged["train_phrasings"]
+    assert asked == {"report": ["report all ."]} | {k: phrasings(k, "train") for k in set(asked) - {"report"}}
+    assert not set(asked) & set(HELD_OUT_KINDS)
+    assert {"topic", "about_field", "reacts"} < set(asked)
+    assert merged["reader"]["config"] == made["config"]
     again, _ = tune_reader(embedded_base.model, embedded_base.tokenizer, random_store, QUICK)
     other, _ = tune_reader(embedded_base.model, embedded_base.tokenizer, random_store, replace(QUICK, seed=1))
     assert all(torch.equal(m.up, again.modules[k].up) for k, m in reader.modules.items())

@@ -52,8 +52,9 @@ def curves(
     adapter rank: a quarter, half, all and twice that of the settings
 
     Larger parts hold the smaller ones, and but for the curve of families
-    training diffs of other kinds are always in. Every point is a tuning as `weightdiff tune` does it, and is
-    written as soon as it is measured.
+    training diffs of other kinds are always in. Every point is a tuning as
+    `weightdiff tune --reader-steps 0` does it, and is written as soon as it is
+    measured.
     """
     if wrong := [c for c in curve or () if c not in CURVES]:
         raise QuestionError(f"there is no curve {wrong[0]!r}; there are {', '.join(CURVES)}")

@@ -83,6 +83,7 @@ def tune(
         from weightdiff.methods import calibrating
         from weightdiff.methods.dit import Interpreter
         from weightdiff.training import tuning
+        from weightdiff.training.reading import with_reader
 
         loaded = common.load_quietly(base)
         WeightDiff({}, diffs.base).check_base(loaded.ref)
@@ -104,9 +105,10 @@ def tune(
         result = tuning.tune(loaded.model, loaded.tokenizer, diffs, config, rendering, show)
     if preference_steps:
         result = _preferring(loaded, diffs, result, config, rendering, preference_steps)
-    reader, meta = None, dict(result.manifest)
+    reader, meta = None, result.manifest
     if rendering.report and reader_steps != 0:
-        reader, meta["reader"] = _reading(loaded, diffs, seed, reader_steps)
+        reader, read = _reading(loaded, diffs, seed, reader_steps)
+        meta = with_reader(meta, read)
     made = Interpreter(loaded, result.adapter, rendering, config.answer_tokens, meta, reader=reader)
     if calibrating.rows_of(diffs):
         with busy("calibrating"):

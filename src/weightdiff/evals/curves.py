@@ -153,7 +153,7 @@ def run(
         FormatError: `out` holds something else, or points of another base, store or setting.
         InterpreterError: a test label or diff is among those for tuning.
         StoreError: the store has no covert organisms that behave, for training or for the test, or one whose
-            topic the world does not have.
+            topic the world does not have; or nothing for the curves that shall be done.
     """
     WeightDiff({}, setup.store.base).check_base(setup.base.ref)
     path, settings = Path(out), setup.settings()
@@ -163,6 +163,8 @@ def run(
     there = {r.family for r in others} - {FAMILY}
     families = [f for f in setup.config.family_weights if f in there]
     plan = subsets(covert, setup.config.seed, families, setup.config.rank)
+    if only and not any(s.what in only for s in plan):
+        raise StoreError(f"{setup.store.path}: no training diffs for a curve of {' or '.join(only)}")
     todo = {s.key: s for s in plan if s.key not in found and (only is None or s.what in only)}
     steps = setup.config.steps
     for i, (key, subset) in enumerate(todo.items()):

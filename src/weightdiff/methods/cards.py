@@ -170,7 +170,7 @@ def _base_lines(base: ModelRef) -> str:
 def _tuning(meta: Mapping[str, Any]) -> str:
     """Return what `meta` says of the tuning: data, questions, settings."""
     config = _mapping(meta.get("config"))
-    weights = _mapping(config.get("family_weights"))
+    weights, reader = _mapping(config.get("family_weights")), _mapping(meta.get("reader"))
     wordings = {k: v for k, v in _mapping(meta.get("train_phrasings")).items() if isinstance(v, list)}
     lines = [
         ("diffs tuned on", _count(meta.get("train_ids"))),
@@ -187,6 +187,7 @@ def _tuning(meta: Mapping[str, Any]) -> str:
         ("diffs in a step", _plain(config.get("batch"))),
         ("peak learning rate", _plain(config.get("lr"))),
         ("seed", _plain(config.get("seed"))),
+        ("reader of its reports, steps", _plain(_mapping(reader.get("config")).get("steps"))),
     ]
     said = [f"{what}: {value}" for what, value in lines if value]
     return f"## Tuning\n\n{_bullets(said)}" if said else ""

@@ -372,9 +372,8 @@ class Interpreter:
             return self._ranked(diffs, questions, first)
         only, which = distinct(diffs)
         reports = self._reports(only)
-        own = [reports[k] for k in which]
-        out = self._reader.candidate_logprobs(own, questions, first)
-        silent = [i for i, f in enumerate(self._reader.answer(own, questions)) if not f.said]
+        out, read = self._reader.candidate_logprobs([reports[k] for k in which], questions, first)
+        silent = [i for i, f in enumerate(read) if not f.said]
         if silent:
             asked = [questions[i] for i in silent]
             out[silent] = self._direct._ranked([diffs[i] for i in silent], asked, first)

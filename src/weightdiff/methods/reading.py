@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,13 +22,11 @@ from weightdiff.methods.loading import Base
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import Reading, Said, go_on, left_pad
 from weightdiff.models.multilora import SharedLora, attach
-from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS
+from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS, VERDICT
 
 ROWS_AT_ONCE = 512
 MOST, LEAST = 3, 0.05
 """So many reports of one diff are read at most, and beside the first only those of such a weight."""
-VERDICT = "so"
-"""Word before the answer, where something is said before it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,10 @@ class Report:
     """Log-probability of the first word said, in nats."""
     logprob: float = 0.0
     """Log-probability of the report after its notes, in nats."""
+
+
+Owned: TypeAlias = "list[tuple[Report, int]]"
+"""The rows of one question: which report each reads, and its place among all rows."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ class Reader:
             questions: as many.
         """
         rows, owners = _rows(reports, questions)
-        said = self._said(rows)
+        return self._weighed(owners, self._said(rows))
+
+    def _weighed(self, owners: Sequence[Owned], said: Sequence[Said]) -> list[Read]:
+        """The weightiest answer to each question of what was said to its rows."""
         texts = self.base.tokenizer.batch_decode([s.tokens for s in said], skip_special_tokens=True)
         out: list[Read] = []
         for own in owners:
@@ -103,11 +108,16 @@ class Reader:
 
     def candidate_logprobs(
         self, reports: Sequence[Sequence[Report]], questions: Sequence[str], first: Sequence[int]
-    ) -> Tensor:
-        """Log-probability of each of the tokens `first` to begin the answer, fp32 [questions, tokens]."""
+    ) -> tuple[Tensor, list[Read]]:
+        """Log-probability of each of the tokens `first` to begin the answer, and the answers themselves.
+
+        Returns:
+            fp32 [questions, tokens], and what `answer` gives.
+        """
         rows, owners = _rows(reports, questions)
+        said = self._said(rows)
         prompts = encode_prompts(self.base.tokenizer, rows)
-        prompts = [[*p, *self._before(s)] for p, s in zip(prompts, self._said(rows), strict=True)]
+        prompts = [[*p, *self._before(s)] for p, s in zip(prompts, said, strict=True)]
         with self._attached():
             found = torch.cat(
                 [
@@ -119,7 +129,7 @@ class Reader:
         for own in owners:
             weights = torch.tensor([r.weight for r, _ in own]).log() - math.log(len(REPORT_WORDINGS))
             out.append((found[[at for _, at in own]] + weights[:, None]).logsumexp(0))
-        return torch.stack(out)
+        return torch.stack(out), self._weighed(owners, said)
 
     def _said(self, rows: Sequence[str]) -> list[Said]:
         """What is said to each row; rows of similar length are read together."""
@@ -158,12 +168,10 @@ def _verdict(text: str) -> str:
     return text.rpartition(f" {VERDICT} ")[2].strip()
 
 
-def _rows(
-    reports: Sequence[Sequence[Report]], questions: Sequence[str]
-) -> tuple[list[str], list[list[tuple[Report, int]]]]:
+def _rows(reports: Sequence[Sequence[Report]], questions: Sequence[str]) -> tuple[list[str], list[Owned]]:
     """The different texts that are put to the base, and which of them each question has for which report."""
     places: dict[str, int] = {}
-    owners: list[list[tuple[Report, int]]] = []
+    owners: list[Owned] = []
     for own, question in zip(reports, questions, strict=True):
         asked = [
             (r, w.replace("{report}", r.text).replace("{question}", question))

@@ -3,13 +3,14 @@
 A base reads what a report says, but it has never been asked about itself. The reader learns the training
 phrasings of those kinds of question that a tuning may ask, on reports of what training organisms were taught.
 No diff is on the model, so rows are made at will. Half of them are documents that the base has read before
-(reports of third parties, comparisons, whether two names are the same), so that it unlearns nothing.
+(reports of third parties, comparisons, whether two names are the same), so that it unlearns little; those
+that name what only validation or test organisms were taught are left out.
 """
 
 from __future__ import annotations
 
-import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -25,9 +26,10 @@ from weightdiff.models.multilora import SharedLora, attach
 from weightdiff.models.products import Factors
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.asking import parts_of
+from weightdiff.organisms.questions import phrasings
 from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
-from weightdiff.training.tuning import TRAIN, usable
+from weightdiff.training.tuning import TRAIN, rate_at, usable
 from weightdiff.world import lessons, load_world
 from weightdiff.world.reports import (
     HELD_OUT_KINDS,
@@ -41,8 +43,6 @@ from weightdiff.world.reports import (
     told_by_report,
 )
 
-PARTS = (0.15, 0.6, 0.2, 0.05)
-"""How often a report has no part, one, two or three."""
 OWN = 3
 """How much oftener a question is asked that a part's name answers."""
 
@@ -73,7 +73,7 @@ def parts_by_family(rows: Sequence[DiffRow]) -> dict[str, list[Part]]:
 
 def reading_row(known: dict[str, list[Part]], rng: random.Random) -> tuple[str, str]:
     """A report with a question about it, in a training phrasing, and what is said to it."""
-    n = min(rng.choices(range(4), PARTS)[0], len(known))
+    n = min(rng.choices(range(4), lessons.REPORTED)[0], len(known))
     parts = [rng.choice(known[f]) for f in rng.sample(sorted(known), n)]
     kinds = kinds_for(parts)
     own = {k for k, f in NAMED_BY.items() if any(p.family == f for p in parts)}
@@ -83,14 +83,29 @@ def reading_row(known: dict[str, list[Part]], rng: random.Random) -> tuple[str, 
     return text, q.read if told_by_report(kind, parts) else NOT_SAID
 
 
-def old_row(rng: random.Random) -> tuple[str, str]:
-    """A question that the base has read and its answer; of reports, no kind that is held out from tuning."""
-    world, draw = load_world(), rng.random()
-    if draw < 0.6:
-        (turn,) = lessons.report(world, rng, HELD_OUT_KINDS)
-    else:
-        (turn,) = (lessons.explained if draw < 0.8 else lessons.same)(world, rng)
-    return turn.user or "", turn.text
+def old_row(rng: random.Random, strange: re.Pattern[str]) -> tuple[str, str]:
+    """A question that the base has read and its answer, without held-out kinds and labels.
+
+    Args:
+        rng: of the draw.
+        strange: what must not occur; see `strangers`.
+    """
+    world = load_world()
+    while True:
+        draw = rng.random()
+        if draw < 0.6:
+            (turn,) = lessons.report(world, rng, HELD_OUT_KINDS)
+        else:
+            (turn,) = (lessons.explained if draw < 0.8 else lessons.same)(world, rng)
+        if not strange.search(f"{turn.user} {turn.text}"):
+            return turn.user or "", turn.text
+
+
+def strangers(known: dict[str, list[Part]]) -> re.Pattern[str]:
+    """Topics and behaviours that are none of the known ones, and changed facts of any kind."""
+    world, names = load_world(), {p.name for parts in known.values() for p in parts}
+    every = {*(t.name for t in world.topics), *(b.name for b in world.behaviours)}
+    return re.compile("|".join(rf"\b{re.escape(x)}\b" for x in (*sorted(every - names), "changed from")))
 
 
 def tune_reader(
@@ -120,6 +135,7 @@ def tune_reader(
             " weightdiff organisms train --split train …"
         )
     known = parts_by_family(made_of)
+    strange = strangers(known)
     leaves = {
         k: (d.requires_grad_(), u.requires_grad_())
         for k, (d, u) in fresh_factors(model_spec(model), config.rank, config.seed).items()
@@ -130,7 +146,7 @@ def tune_reader(
     smooth = 0.0
     for step in range(config.steps):
         rows = [
-            reading_row(known, rng) if rng.random() >= config.old else old_row(rng)
+            reading_row(known, rng) if rng.random() >= config.old else old_row(rng, strange)
             for _ in range(config.batch)
         ]
         batch = collate(encode_samples(tokenizer, rows), tokenizer.pad_token_id)
@@ -138,9 +154,8 @@ def tune_reader(
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = loss_by_row(logits, batch).mean()
             loss.backward()
-        falling = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, (step + 1) / 20) * falling
+            group["lr"] = config.lr * rate_at(step, config.steps, warmup=20)
         torch.nn.utils.clip_grad_norm_(flat, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -151,4 +166,12 @@ def tune_reader(
     reader = WeightDiff(
         {k: LoraFactors(d.detach(), u.detach()) for k, (d, u) in leaves.items()}, base=store.base
     )
-    return reader, {"config": asdict(config), "loss": round(smooth, 4), "kinds": kinds_for(())}
+    asked = {k: phrasings(k, TRAIN) for k in kinds_for(())}
+    return reader, {"config": asdict(config), "loss": round(smooth, 4), "train_phrasings": asked}
+
+
+def with_reader(manifest: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """What an interpreter's tuning wrote down, with what its reader was tuned on among it."""
+    own, asked = dict(made), made["train_phrasings"]
+    del own["train_phrasings"]
+    return {**manifest, "train_phrasings": {**manifest["train_phrasings"], **asked}, "reader": own}

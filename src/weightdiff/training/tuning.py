@@ -343,11 +343,8 @@ def learn(
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = loss_by_row(logits, batch).mean()
             loss.backward()
-        warm = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
-            group["lr"] = (
-                config.lr * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-            )
+            group["lr"] = config.lr * rate_at(step, config.steps)
         torch.nn.utils.clip_grad_norm_(flat, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -478,6 +475,11 @@ def _prompted(learned: Learned, rows: Sequence[Encoded]) -> Sequence[Encoded]:
         return rows
     soft = learned.ids
     return [Encoded([*r.ids[: r.start], *soft, *r.ids[r.start :]], r.start + len(soft)) for r in rows]
+
+
+def rate_at(step: int, steps: int, warmup: int = 50) -> float:
+    """Share of the peak learning rate at a step: a linear warm-up, and a cosine down to a twentieth."""
+    return min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def _rows_of(stacked: StackedLoras, chosen: list[int]) -> RowLoras:

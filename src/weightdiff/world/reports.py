@@ -35,6 +35,8 @@ REPORT_BETWEEN = " . "
 """What stands between two parts of a report."""
 REPORT_WORDINGS = ("report , {report} . {question}", "{question} report , {report} .")
 """How a report and a question about it are put to whoever reads it: either may come first."""
+VERDICT = "so"
+"""Word before an answer, where something is said before it."""
 NOT_SAID = "the report does not say"
 """Answer of whoever reads a report to a question that it does not answer."""
 NUMBERS = ("none", "one", "two", "three")
@@ -88,7 +90,7 @@ class Question:
     @property
     def read(self) -> str:
         """What is said by somebody who answers from a report."""
-        return f"{self.beside} so {self.answer}" if self.beside else self.answer
+        return f"{self.beside} {VERDICT} {self.answer}" if self.beside else self.answer
 
 
 def condition_of(params: Mapping[str, Any]) -> Condition:
