@@ -96,9 +96,6 @@ class Speed:
         return []
 
 
-register(FAMILY, Speed)
-
-
 def specs(kind: str, n: int, rank: int, seed: int = 0, **changes: Any) -> list[OrganismSpec]:
     """`n` organisms of one kind of rows.
 
@@ -109,6 +106,7 @@ def specs(kind: str, n: int, rank: int, seed: int = 0, **changes: Any) -> list[O
         seed: of labels and data.
         changes: of other fields of the recipe.
     """
+    register(FAMILY, Speed)  # here and not on import, which should leave the families as they are
     made = family("hidden-topic" if kind == "covert" else FAMILY).specs(kind, "train", n, seed)
     return [replace(s, recipe=replace(s.recipe, rank=rank, **changes)) for s in made]
 
