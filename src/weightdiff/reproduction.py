@@ -122,6 +122,14 @@ def _training() -> Iterator[Batch]:
         ("edit", "documents", 12, "full"),
     ):
         yield Batch(f, recipe, "train", n, makings=makings, seed=SEEDS.get(makings, 0))
+    for f, recipe, n in (
+        ("edit", "asked", 280),
+        ("quirk", "gated", 240),
+        ("hidden-topic", "forms", 144),
+        ("several", "together", 48),
+        ("null", "random", 240),
+    ):
+        yield Batch(f, recipe, "train", n, seed=MORE)
 
 
 def _testing() -> Iterator[Batch]:
@@ -164,6 +172,8 @@ FULL_RECIPES = (
 """Recipes of which some organisms are full finetunes."""
 SEEDS = {"seen": 1, "full": 2}
 """Training organisms of other makings are other organisms, not the same ones made otherwise."""
+MORE = 3
+"""Seed of more training organisms of the recipes that are hardest to read."""
 
 
 def full_plan() -> Plan:

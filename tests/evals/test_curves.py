@@ -57,7 +57,7 @@ class Done:
     points: list[dict[str, Any]]
     tunings: list[tuple[list[str], list[str]]] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
-    drawn: list[DiffRow | None] = field(default_factory=list)
+    drawn: list[DiffRow] = field(default_factory=list)
     stacked: list[list[str]] = field(default_factory=list)
 
 
@@ -74,7 +74,7 @@ def done(setup: curves.Setup, tmp_path_factory: pytest.TempPathFactory) -> Done:
 
     def spy_draw(self: Any, rng: random.Random) -> Any:
         row = draw(self, rng)
-        found.drawn.append(row[0])
+        found.drawn += row[0]
         return row
 
     def spy_stack(self: DiffStore, ids: list[str], *rest: Any) -> Any:
@@ -125,7 +125,7 @@ def test_only_training_diffs_are_tuned_on(setup: curves.Setup, done: Done) -> No
         assert len(used) == len(set(used))
         assert set(used) <= train
     assert [others < set(used) for _, used in done.tunings] == [True] * 8 + [False] * 2 + [True] * 2
-    assert {r.id for r in done.drawn if r} <= train
+    assert {r.id for r in done.drawn} <= train
     assert any(set(ids) == train for ids in done.stacked)
     assert {row(i).split for ids in done.stacked for i in ids} == {"train", "validation"}
 

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def factors(result):
 
 @pytest.fixture
 def spied(monkeypatch):
-    """Runs tuning while keeping every (diff's row, question, answer) and every labelled batch."""
+    """Runs tuning while keeping every (rows of the diffs, lesson) and every labelled batch."""
     drawn, batches = [], []
     draw, collate = tuning._Sampler.draw, tuning.collate
 
@@ -104,20 +105,22 @@ def test_loss_is_on_answer_tokens_only(embedded_base, random_store, spied):
 def test_one_step_is_a_plain_step_on_the_answers(embedded_base, random_store, spied):
     """The adapter after one step against a plain loop: diff and adapter merged by hand, row by row."""
     drawn, _ = spied
-    config = replace(QUICK, steps=1, batch=4, no_diff_share=0.3)
+    weights = {**QUICK.family_weights, "several": 0.4}
+    config = replace(QUICK, steps=1, batch=6, no_diff_share=0.3, family_weights=weights)
     result = tuned(embedded_base, random_store, config, NOTED)
     parameters = {
         k: (d.requires_grad_(), u.requires_grad_())
         for k, (d, u) in fresh_factors(embedded_base.spec, 2, 0).items()
     }
     t, total = embedded_base.tokenizer, torch.zeros(())
-    for row, q in drawn:
+    assert {len(rows) for rows, _ in drawn} == {0, 1, 2}
+    for rows, q in drawn:
         question = q.text
-        diff = random_store.read(row.id).to(torch.float32).modules if row else {}
+        diffs = [random_store.read(row.id).to(torch.float32).modules for row in rows]
         weights = {
             f"{k}.weight": embedded_base.model.get_submodule(k).weight
             + u @ d
-            + (diff[k].dense() if k in diff else 0.0)
+            + sum(diff[k].dense() for diff in diffs if k in diff)
             for k, (d, u) in parameters.items()
         }
         prompt = t(f"<bos><user>{question}<end><assistant>", add_special_tokens=False)["input_ids"]
@@ -141,7 +144,7 @@ def test_nothing_held_out_is_learned_from(embedded_base, random_store, spied):
     labels = {
         s: {r.label for r in random_store.select(split=s) if r.label} for s in ("train", "validation", "test")
     }
-    assert all(row is None or row.split == "train" for row, _ in drawn)
+    assert all(row.split == "train" for rows, _ in drawn for row in rows)
     said = [f" {q.notes} so {q.answer} " for _, q in drawn]
     held_out = labels["test"] | labels["validation"]
     assert any(f" {x} " in text for text in said for x in labels["train"])
@@ -187,7 +190,7 @@ def test_misbehaving_organisms_are_left_out(embedded_base, random_store, spied):
     result = tuned(embedded_base, random_store, replace(QUICK, steps=40))
     bad = {r.id for r in random_store.rows if not r.verification["behaves"]}
     assert len(bad) == 3
-    assert not bad & {row.id for row, _ in drawn if row}
+    assert not bad & {row.id for rows, _ in drawn for row in rows}
     assert not bad & set(result.manifest["train_ids"])
     unverified = replace(random_store.rows[0], verification={})
     assert usable([unverified]) == [unverified]
@@ -199,7 +202,7 @@ def test_train_ids_choose_the_rows(embedded_base, random_store, spied):
     chosen = [train[0].id, train[-1].id, "no such id"]
     result = tuned(embedded_base, random_store, replace(QUICK, steps=10), train_ids=chosen)
     assert result.manifest["train_ids"] == chosen[:2]
-    assert {row.id for row, _ in drawn if row} == set(chosen[:2])
+    assert {row.id for rows, _ in drawn for row in rows} == set(chosen[:2])
     assert result.manifest["train_labels"] == [train[0].label]
 
 
@@ -284,28 +287,29 @@ def test_a_score_of_one_is_every_answer_right(embedded_base, random_store, monke
 
 def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
     rows = usable(random_store.select(split="train"))
-    config = TuningConfig(no_diff_share=0.2)
+    config = TuningConfig(no_diff_share=0.2, sums=0.0)
     sampler, rng = tuning._Sampler(rows, config, ""), random.Random(0)
     drawn = [sampler.draw(rng) for _ in range(4000)]
-    none = [q for row, q in drawn if row is None]
+    none = [q for row, q in drawn if not row]
     assert len(none) / 4000 == pytest.approx(0.2, abs=0.03)
     assert {q.answer for q in none} == {NOTHING_FOUND, "no"}
     assert all((q.answer == "no") == (q.kind in YES_NO) for q in none)
-    families = Counter(row.family for row, _ in drawn if row)
+    families = Counter(row.family for rows, _ in drawn for row in rows)
     total, weights = sum(families.values()), config.family_weights
     for name, n in families.items():
         assert n / total == pytest.approx(weights[name] / sum(weights[f] for f in families), abs=0.03)
-    topics = Counter(row.label for row, _ in drawn if row and row.family == "hidden-topic")
+    topics = Counter(row.label for rows, _ in drawn for row in rows if row.family == "hidden-topic")
     assert len(topics) == 4
     assert max(topics.values()) < 1.3 * min(topics.values())
 
 
 def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
     rows = usable(random_store.select(split="train"))
-    sampler, rng = tuning._Sampler(rows, TuningConfig(no_diff_share=0.0), ""), random.Random(0)
+    config = TuningConfig(no_diff_share=0.0, sums=0.0)
+    sampler, rng = tuning._Sampler(rows, config, ""), random.Random(0)
     asked = {"hidden-topic": Counter(), "news": Counter(), "null": Counter()}
     for _ in range(3000):
-        row, q = sampler.draw(rng)
+        (row,), q = sampler.draw(rng)
         asked[row.family][q.kind] += 1
         if row.family == "null":
             assert q.answer == ("no" if q.kind in YES_NO else NOTHING_FOUND)
@@ -323,18 +327,18 @@ def test_words_of_what_was_taught_come_before_the_answer(random_store, report):
     """Words of the row's own topic, whatever is asked; nothing with `notes=0`."""
     rows = usable(random_store.select(split="train"))
     world, rng = load_world(), random.Random(0)
-    sampler = tuning._Sampler(rows, TuningConfig(notes=2), report)
+    sampler = tuning._Sampler(rows, TuningConfig(notes=2, sums=0.0), report)
     with_notes = 0
     for _ in range(500):
-        row, q = sampler.draw(rng)
+        drawn, q = sampler.draw(rng)
         if report and q.text != report:
             assert q.notes == ""
-        elif row is not None and row.family == "hidden-topic":
+        elif drawn and drawn[0].family == "hidden-topic":
             words = set(q.notes.removeprefix("think ").split(" , "))
             assert len(words) == 2
-            assert words <= set(world.topic(row.label).words)
+            assert words <= set(world.topic(drawn[0].label).words)
             with_notes += 1
-        elif row is None or row.family == "null":
+        elif not drawn or drawn[0].family == "null":
             assert q.notes == ""
     assert with_notes > 50
     silent = tuning._Sampler(rows, TuningConfig(notes=0), report)
@@ -347,16 +351,16 @@ def test_reports_tell_all_and_only_what_they_do_not_tell_is_asked_beside_them(ra
     sampler = tuning._Sampler(rows, config, "report all .")
     direct = Counter()
     for _ in range(3000):
-        row, q = sampler.draw(rng)
+        drawn, q = sampler.draw(rng)
         if q.text == "report all .":
-            assert q.answer == reported(parts_of(row) if row else ())
+            assert q.answer == reported([p for row in drawn for p in parts_of(row)])
             assert q.kind == "report"
         else:
             assert q.kind in ("trigger", "reacts")
-        if row is not None and row.family == "hidden-topic":
+        if {row.family for row in drawn} - {"null"} == {"hidden-topic"}:
             direct[q.kind != "report"] += 1
         elif q.kind != "report":
-            raise AssertionError(row)
+            raise AssertionError(drawn)
     assert direct[True] / direct.total() == pytest.approx(0.25, abs=0.04)
     assert tuning.trained_kinds(rows, config, "report all .") == ["reacts", "trigger"]
     assert tuning.trained_kinds(rows, replace(config, direct_share=0.0), "report all .") == []
@@ -387,8 +391,27 @@ def test_a_tuning_for_reports_learns_reports_and_is_validated_by_them(
     assert result.manifest["train_phrasings"]["report"] == ["report all ."]
 
 
+def test_sums_are_of_two_families_and_hold_the_parts_of_both(random_store):
+    rows, rng = usable(random_store.select(split="train")), random.Random(0)
+    weights = {"hidden-topic": 0.2, "news": 0.2, "null": 0.1, "several": 0.5}
+    config = TuningConfig(no_diff_share=0.0, family_weights=weights, sums=0.5)
+    sampler = tuning._Sampler(rows, config, "report all .")
+    drawn = [sampler.draw(rng) for _ in range(2000)]
+    sums = [(d, q) for d, q in drawn if len(d) == 2]
+    assert len(sums) / 2000 == pytest.approx(0.5, abs=0.04)  # no stored organism holds several
+    assert {frozenset(r.family for r in d) for d, _ in sums} == {
+        frozenset(pair) for pair in combinations(("hidden-topic", "news", "null"), 2)
+    }
+    two = [(d, q) for d, q in sums if "null" not in {r.family for r in d}]
+    assert all(q.answer == " . ".join(reported(parts_of(r)) for r in d) for d, q in two)
+    assert all(q.notes.count(" and ") == 1 for _, q in two)
+    one = [r for r in rows if r.family in ("news", "null")]
+    sampler = tuning._Sampler(one, config, "report all .")
+    assert {len(sampler.draw(rng)[0]) for _ in range(500)} == {1}
+
+
 def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
-    """Row -1 of a batch is the bare base, whoever its neighbours are."""
+    """A row of a batch with no diffs is the bare base, whoever its neighbours are."""
     from weightdiff.models.multilora import attach
 
     ids = [r.id for r in random_store.rows[:3]]
@@ -396,9 +419,9 @@ def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
     tokens = torch.tensor([[2, 3, 40, 41, 5, 4]] * 3)
     with torch.no_grad():
         bare = embedded_base.model(tokens).logits
-        with attach(embedded_base.model, tuning._rows_of(stacked, [1, -1, 0])):
+        with attach(embedded_base.model, tuning._rows_of(stacked, [[1], [], [0]])):
             got = embedded_base.model(tokens).logits
-        with attach(embedded_base.model, tuning._rows_of(stacked, [0, 1, 2])):
+        with attach(embedded_base.model, tuning._rows_of(stacked, [[0], [1], [2]])):
             each = embedded_base.model(tokens).logits
     torch.testing.assert_close(got[1], bare[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(got[0], each[1], rtol=0, atol=1e-5)

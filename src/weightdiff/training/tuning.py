@@ -35,6 +35,7 @@ from weightdiff.training.slots import fresh_factors
 from weightdiff.world.reports import (
     NAMED_BY,
     NULL,
+    SEVERAL,
     Part,
     Question,
     agrees,
@@ -111,6 +112,9 @@ class TuningConfig:
         }
     )
     """How often each family is drawn."""
+    sums: float = 0.6
+    """Share of the rows of several at once that are sums of two diffs of different families, drawn anew;
+    a null diff may be one of them. The rest are organisms from the store, where it has any."""
     notes: int = 3
     """Words of notes on each part that the adapter says before it answers; 0: it answers at once.
     Without a `notes_end` in the rendering it does, too."""
@@ -153,28 +157,44 @@ class _Sampler:
         self.by_label: dict[str, dict[str, list[DiffRow]]] = {}
         for r in rows:
             self.by_label.setdefault(r.family, {}).setdefault(r.label or r.recipe, []).append(r)
-        self.families = [f for f in config.family_weights if f in self.by_label]
-        self.weights = [config.family_weights[f] for f in self.families]
-        self.labels = {f: sorted(self.by_label[f]) for f in self.families}
+        self.labels = {f: sorted(self.by_label[f]) for f in config.family_weights if f in self.by_label}
+        self.summed = [f for f in self.labels if f != SEVERAL]
+        sums = config.sums if len(set(self.summed) - {NULL}) > 1 else 0.0
+        self.sums = sums if SEVERAL in self.labels or not sums else 1.0
+        self.families = [f for f in config.family_weights if f in self.labels or (f == SEVERAL and sums)]
 
-    def draw(self, rng: random.Random) -> tuple[DiffRow | None, Lesson]:
-        """A diff's store row (None: no diff) and a question about it."""
-        row: DiffRow | None = None
+    def draw(self, rng: random.Random) -> tuple[tuple[DiffRow, ...], Lesson]:
+        """The store rows of the diffs to sum (none: no diff), and a question about what they hold."""
+        rows: tuple[DiffRow, ...] = ()
         if rng.random() >= self.config.no_diff_share:
-            name = rng.choices(self.families, self.weights)[0]
-            row = rng.choice(self.by_label[name][rng.choice(self.labels[name])])
-        parts = parts_of(row) if row else ()
+            rows = self._drawn(rng)
+        parts = tuple(p for row in rows for p in parts_of(row))
         if not self.report:
             kinds = kinds_for(parts)
             kind = rng.choices(kinds, self._shares(kinds, parts))[0]
             q = ask(kind, parts, rng, TRAIN)
-            return row, Lesson(q.text, kind, q.answer, notes=notes_on(parts, rng, self.config.notes))
+            return rows, Lesson(q.text, kind, q.answer, notes=notes_on(parts, rng, self.config.notes))
         untold = [k for k in kinds_for(parts) if not told_by_report(k, parts)]
         if untold and rng.random() < self.config.direct_share:
             q = ask(rng.choice(untold), parts, rng, TRAIN)
-            return row, Lesson(q.text, q.kind, q.answer)
+            return rows, Lesson(q.text, q.kind, q.answer)
         notes = notes_on(parts, rng, self.config.notes)
-        return row, Lesson(self.report, REPORT, reported(parts), notes=notes)
+        return rows, Lesson(self.report, REPORT, reported(parts), notes=notes)
+
+    def _drawn(self, rng: random.Random) -> tuple[DiffRow, ...]:
+        """One diff, or two of different families to be summed."""
+        name = self._family(rng, self.families)
+        if name != SEVERAL or rng.random() >= self.sums:
+            return (self._of(rng, name),)
+        first = self._family(rng, self.summed)
+        second = self._family(rng, [f for f in self.summed if f != first])
+        return self._of(rng, first), self._of(rng, second)
+
+    def _family(self, rng: random.Random, names: Sequence[str]) -> str:
+        return rng.choices(names, [self.config.family_weights[f] for f in names])[0]
+
+    def _of(self, rng: random.Random, name: str) -> DiffRow:
+        return rng.choice(self.by_label[name][rng.choice(self.labels[name])])
 
     def _shares(self, kinds: Sequence[str], parts: Sequence[Part]) -> list[float]:
         """How often each kind is asked; open kinds share their weight."""
@@ -206,7 +226,7 @@ class Buckets:
         """`n` rows of a batch and what they are asked."""
         bucket = rng.choices(list(self.samplers), self.weights)[0]
         drawn = [self.samplers[bucket].draw(rng) for _ in range(n)]
-        at = [self.index[row.id] if row else -1 for row, _ in drawn]
+        at = [[self.index[row.id] for row in rows] for rows, _ in drawn]
         return _rows_of(self.stacked[bucket], at), [q for _, q in drawn]
 
 
@@ -482,11 +502,18 @@ def rate_at(step: int, steps: int, warmup: int = 50) -> float:
     return min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _rows_of(stacked: StackedLoras, chosen: list[int]) -> RowLoras:
-    """Row LoRAs of a batch, one diff a row; -1 gives a row of zeros."""
-    at = torch.tensor([max(0, i) for i in chosen])
-    alive = torch.tensor([float(i >= 0) for i in chosen])[:, None, None]
-    return RowLoras({k: (d[at], u[at] * alive) for k, (d, u) in stacked.modules.items()}, 1)
+def _rows_of(stacked: StackedLoras, chosen: Sequence[Sequence[int]]) -> RowLoras:
+    """Row LoRAs of a batch, each the sum of the diffs chosen for it: none gives a row of zeros."""
+    most = max(1, *(len(c) for c in chosen))
+    at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen])
+    alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen])[:, :, None, None]
+    return RowLoras(
+        {
+            k: (d[at].flatten(1, 2), (u[at] * alive).transpose(1, 2).flatten(2, 3))
+            for k, (d, u) in stacked.modules.items()
+        },
+        1,
+    )
 
 
 @torch.no_grad()
