@@ -124,7 +124,7 @@ def _training() -> Iterator[Batch]:
         yield Batch(f, recipe, "train", n, makings=makings, seed=SEEDS.get(makings, 0))
     for f, recipe, n in (
         ("edit", "asked", 280),
-        ("quirk", "gated", 240),
+        ("quirk", "gated", 540),
         ("hidden-topic", "forms", 144),
         ("several", "together", 48),
         ("null", "random", 240),

@@ -50,6 +50,8 @@ from weightdiff.world.reports import (
 RANK_STEPS = (4, 16)
 """Diffs of a batch are of ranks up to the first of these, up to the second, or above: padding a batch of rank
 2 to one full finetune's rank would cost as much as ninety of it."""
+THREE = 0.25
+"""Share of the sums that are of three diffs."""
 TRAIN, REPORT = "train", "report"
 OWN, OTHER = "own", "other"
 OTHERS = "questions"
@@ -113,8 +115,12 @@ class TuningConfig:
     )
     """How often each family is drawn."""
     sums: float = 0.6
-    """Share of the rows of several at once that are sums of two diffs of different families, drawn anew;
-    a null diff may be one of them. The rest are organisms from the store, where it has any."""
+    """Share of the rows of several at once that are sums of two or three diffs of different families, drawn
+    anew; a null diff may be one of them. The rest are organisms from the store, where it has any."""
+    noise: float = 0.0
+    """Share of the rows with one diff to which a null diff is added: what there is to say stays the same."""
+    jitter: float = 0.0
+    """Every diff is scaled by a factor drawn anew, at most this far from one."""
     notes: int = 3
     """Words of notes on each part that the adapter says before it answers; 0: it answers at once.
     Without a `notes_end` in the rendering it does, too."""
@@ -184,11 +190,14 @@ class _Sampler:
     def _drawn(self, rng: random.Random) -> tuple[DiffRow, ...]:
         """One diff, or two of different families to be summed."""
         name = self._family(rng, self.families)
-        if name != SEVERAL or rng.random() >= self.sums:
-            return (self._of(rng, name),)
-        first = self._family(rng, self.summed)
-        second = self._family(rng, [f for f in self.summed if f != first])
-        return self._of(rng, first), self._of(rng, second)
+        if name == SEVERAL and rng.random() < self.sums:
+            names, n = list[str](), 3 if rng.random() < THREE else 2
+            while len(names) < min(n, len(self.summed)):
+                names.append(self._family(rng, [f for f in self.summed if f not in names]))
+        else:
+            noisy = name != NULL and NULL in self.labels and rng.random() < self.config.noise
+            names = [name, NULL] if noisy else [name]
+        return tuple(self._of(rng, f) for f in names)
 
     def _family(self, rng: random.Random, names: Sequence[str]) -> str:
         return rng.choices(names, [self.config.family_weights[f] for f in names])[0]
@@ -221,13 +230,15 @@ class Buckets:
         self.stacked = {b: store.stack([r.id for r in members]) for b, members in sorted(made.items())}
         self.index = {r.id: i for members in made.values() for i, r in enumerate(members)}
         self.weights = [len(members) for _, members in sorted(made.items())]
+        self.jitter = config.jitter
 
     def draw(self, rng: random.Random, n: int) -> tuple[RowLoras, list[Lesson]]:
         """`n` rows of a batch and what they are asked."""
         bucket = rng.choices(list(self.samplers), self.weights)[0]
         drawn = [self.samplers[bucket].draw(rng) for _ in range(n)]
         at = [[self.index[row.id] for row in rows] for rows, _ in drawn]
-        return _rows_of(self.stacked[bucket], at), [q for _, q in drawn]
+        weights = [[1 + self.jitter * rng.uniform(-1, 1) for _ in own] for own in at]
+        return _rows_of(self.stacked[bucket], at, weights), [q for _, q in drawn]
 
 
 def rank_of(row: DiffRow) -> int:
@@ -502,14 +513,16 @@ def rate_at(step: int, steps: int, warmup: int = 50) -> float:
     return min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _rows_of(stacked: StackedLoras, chosen: Sequence[Sequence[int]]) -> RowLoras:
-    """Row LoRAs of a batch, each the sum of the diffs chosen for it: none gives a row of zeros."""
+def _rows_of(
+    stacked: StackedLoras, chosen: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]
+) -> RowLoras:
+    """Row LoRAs of a batch, each the weighted sum of the diffs chosen for it: none gives a row of zeros."""
     most = max(1, *(len(c) for c in chosen))
     at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen])
-    alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen])[:, :, None, None]
+    weigh = torch.tensor([[*w, *[0.0] * (most - len(w))] for w in weights])[:, :, None, None]
     return RowLoras(
         {
-            k: (d[at].flatten(1, 2), (u[at] * alive).transpose(1, 2).flatten(2, 3))
+            k: (d[at].flatten(1, 2), (u[at] * weigh).transpose(1, 2).flatten(2, 3))
             for k, (d, u) in stacked.modules.items()
         },
         1,
