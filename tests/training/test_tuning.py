@@ -401,9 +401,7 @@ def test_sums_are_of_different_families_and_hold_the_parts_of_each(random_store)
     assert len(sums) / 2000 == pytest.approx(0.5, abs=0.04)  # the store has no organism of several
     assert sum(len(d) == 3 for d, _ in sums) / len(sums) == pytest.approx(tuning.THREE, abs=0.04)
     families = [sorted(r.family for r in d) for d, _ in sums]
-    assert {tuple(f) for f in families if len(f) == 2} == {
-        *combinations(("hidden-topic", "news", "null"), 2)
-    }
+    assert {tuple(f) for f in families if len(f) == 2} == {*combinations(("hidden-topic", "news", "null"), 2)}
     assert {tuple(f) for f in families if len(f) == 3} == {("hidden-topic", "news", "null")}
     reports = [(d, q) for d, q in sums if q.kind == "report"]
     assert all(q.answer == reported([p for r in d for p in parts_of(r)]) for d, q in reports)
