@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from weightdiff.cli.curves import CURVES
+from weightdiff.evals.curves import CURVES
 
 
 @pytest.fixture
@@ -43,6 +43,8 @@ def test_the_evaluation_shows_what_was_written(cli, cli_json, trained, evaluated
         ("families", 1, 3, 3),
         ("families", 2, 3, 3),
         *(("adapter rank", r, 3, 3) for r in (4, 8, 16, 32)),
+        *(("all organisms", n, 3, 3) for n in (2, 2, 2, 3)),
+        ("base parameters", found["points"][-1]["size"], 3, 3),
     ]
     assert {p["what"] for p in found["points"]} == set(CURVES)
     held = json.loads(out.read_text())
@@ -51,7 +53,7 @@ def test_the_evaluation_shows_what_was_written(cli, cli_json, trained, evaluated
     before = out.stat().st_mtime_ns
     again = cli(*arguments)
     assert again.exit_code == 0, again.output
-    assert f"{out}: 11 points in" in again.stdout
+    assert f"{out}: 16 points in" in again.stdout
     assert "asked: 3 test organisms of 3 topics; chance: 0." in again.stdout
     assert f"next: weightdiff eval --curves {out}" in again.stdout
     assert out.stat().st_mtime_ns == before
@@ -85,3 +87,30 @@ def test_the_bundled_store_has_nothing_to_tune_on(cli, bundle, tmp_path):
     assert result.exit_code == 2
     assert "no covert training organisms that behave; make some with: weightdiff" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_of_several_files_and_a_lent_reader(cli, cli_json, trained, tmp_path):
+    arguments = ("curves", "--store", trained.path, "--out", tmp_path / "curves.json", "--steps", 1)
+    (point,) = [
+        p
+        for p in cli_json(*arguments, "--curve", "base parameters", "--json")["points"]
+        if p["what"] == "base parameters"
+    ]
+    beside, page = tmp_path / "other.json", tmp_path / "curves.md"
+    beside.write_text(json.dumps([{**point, "size": 7, "commit": "other"}]))
+    more = ("--curve", "base parameters", "--page", page, "--beside", beside)
+    done = cli(*arguments, *more)
+    assert done.exit_code == 0, done.output
+    assert f"wrote {page}" in done.output
+    text = page.read_text()
+    assert f"| base parameters | 7 | {point['n']} |" in text
+    assert text.index("| base parameters | 7 |") < text.index(f"| base parameters | {point['size']} |")
+    assert "- commits: " in text
+    bare = tmp_path / "bare"
+    cli("tune", "--store", trained.path, "--out", bare, "--steps", 1, "--reader-steps", 0)
+    refused = cli(*arguments, "--reader", bare)
+    assert refused.exit_code == 2
+    assert (
+        refused.stderr
+        == f"error: {bare} has no reader; tune one with --reader-steps, or leave --reader out\n"
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from weightdiff.evals.report import Report, read_curves, to_markdown
 from weightdiff.evals.tally import Group, Tally
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms import family
+from weightdiff.organisms.questions import phrasings
 from weightdiff.training import tuning
 from weightdiff.training.factory import make_row, random_diff
 from weightdiff.training.tuning import TuningConfig
@@ -131,9 +134,11 @@ def test_only_training_diffs_are_tuned_on(setup: curves.Setup, done: Done) -> No
 
 
 def test_families_are_added_one_by_one_and_ranks_vary(setup: curves.Setup, done: Done) -> None:
-    assert [(p["what"], p["size"]) for p in done.points[-6:]] == [
+    assert [(p["what"], p["size"]) for p in done.points[-11:]] == [
         *(("families", n) for n in (1, 2, 3)),
         *(("adapter rank", r) for r in (1, 2, 4)),
+        *(("all organisms", n) for n in (4, 5, 8, 14)),
+        ("base parameters", setup.base.model.num_parameters()),
     ]
     families = [{setup.store.row(i).family for i in used} for _, used in done.tunings]
     every = {"hidden-topic", "news", "null"}
@@ -144,8 +149,55 @@ def test_families_are_added_one_by_one_and_ranks_vary(setup: curves.Setup, done:
 def test_one_curve_alone_can_be_done(setup: curves.Setup, done: Done, tmp_path: Path) -> None:
     found = curves.run(setup, tmp_path / "curves.json", only=["adapter rank"])
     whole = [p for p in found if p["what"] == "adapter rank"]
-    assert [p["exact"] for p in whole] == [p["exact"] for p in done.points[-3:]]
+    assert [p["exact"] for p in whole] == [p["exact"] for p in done.points[-8:-5]]
     assert {p["what"] for p in found if p["subset"] not in {w["subset"] for w in whole}} == set()
+
+
+def test_a_part_of_all_is_the_same_part_of_every_kind(setup: curves.Setup) -> None:
+    covert = [DiffRow(f"c{i}", f"t{i % 4}", "hidden-topic", "covert", "train", 0) for i in range(16)]
+    others = [DiffRow(f"{r}{i}", r, f, r, "train", 0) for f, r in OTHERS for i in range(8)]
+    plan = [s for s in curves.subsets(covert, 0, others=others) if s.what == "all organisms"]
+    assert [(s.size, len(s.ids)) for s in plan] == [(5, 2), (10, 4), (20, 8), (40, 16)]
+    assert [Counter(i[:-1] for i in s.others or ()) for s in plan[:3]] == [
+        Counter({r: n for _, r in OTHERS}) for n in (1, 2, 4)
+    ]
+    assert all(a.others < b.others and a.ids < b.ids for a, b in pairwise(plan[:3]))  # type: ignore[operator]
+    assert (plan[3].others, plan[3].key) == (None, curves.subsets(covert, 0)[3].key)
+    assert len({s.key for s in plan}) == 4
+
+
+def test_other_families_are_asked_what_their_labels_answer(setup: curves.Setup, monkeypatch: Any) -> None:
+    """An interpreter that says the first headline whatever is asked; rows that do not behave are left out."""
+    headlines = family("news").specs("stories", "test", 3, 0)
+    made = [replace(make_row(s, {}), verification={"behaves": i < 2}) for i, s in enumerate(headlines)]
+    store = make_store(setup.store.path.parent / "others", setup.base, made)
+    asked = list[str]()
+
+    class One:
+        def answer(self, diffs: list[Any], questions: list[str]) -> list[Any]:
+            asked.extend(questions)
+            return [SimpleNamespace(text=headlines[0].label) for _ in diffs]
+
+    one: Any = One()
+    assert curves.measure_others(one, store) == {"news": 0.5}
+    assert len(asked) == 2
+    assert all(q in phrasings("headline", "test") for q in asked)
+
+
+def test_a_page_has_a_table_for_each_curve_in_the_order_of_size(done: Done) -> None:
+    larger = [{**p, "size": 10 * p["size"]} for p in done.points if p["what"] == "base parameters"]
+    lines = curves.to_page([*larger, *done.points], {"command": "`x`", "seed": "0"}).splitlines()
+    assert lines[:4] == ["# Learning curves", "", "- command: `x`", "- seed: 0"]
+    heads = [line for line in lines if line.startswith("## ")]
+    assert heads == [f"## By {what}" for what in ("base parameters", *curves.CURVES[:-1])]
+    sizes = [line.split(" | ")[1] for line in lines if line.startswith("| base parameters")]
+    assert [int(x) for x in sizes] == [done.points[-1]["size"], larger[0]["size"]]
+
+
+def test_the_reader_is_part_of_what_has_to_agree(setup: curves.Setup, done: Done) -> None:
+    lent = random_diff(setup.base.spec, 1, 0, 1.0)
+    with pytest.raises(FormatError, match=r"other settings \(reader none, not [0-9a-f]{16}\)"):
+        curves.run(replace(setup, reader=lent), done.file)
 
 
 def test_points_shared_by_curves_are_tuned_once(done: Done) -> None:
@@ -168,6 +220,8 @@ def test_points_shared_by_curves_are_tuned_once(done: Done) -> None:
         ("organisms per topic", 3),
         ("families", 3),
         ("adapter rank", 2),
+        ("all organisms", 14),
+        ("base parameters", whole[-1]["size"]),
     ]
     assert len({(p["subset"], p["exact"], p["seconds"]) for p in whole}) == 1
     assert read_curves(done.file) == done.points
@@ -209,7 +263,7 @@ def test_a_stopped_run_goes_on(setup: curves.Setup, done: Done, tmp_path: Path, 
     with pytest.raises(KeyboardInterrupt):
         curves.run(setup, out, killed)
     assert len(tuned) == 3
-    assert [p["size"] for p in read_curves(out)] == [1, 2]
+    assert [p["size"] for p in read_curves(out) if p["what"] == "organisms"] == [1, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["curves.json"]
     moves: list[tuple[float, float]] = []
     points = curves.run(setup, out, lambda steps, _, total: moves.append((steps, total)))
@@ -272,7 +326,9 @@ def test_a_store_that_is_not_enough(setup: curves.Setup, mini_base: Any, tmp_pat
 def test_the_report_shows_every_point(done: Done) -> None:
     lines = to_markdown(Report([]), curves=done.file).splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("| what | size | n | exact |"))
-    assert lines[head].endswith("| labels | tuned on organisms | of topics | tuning steps |")
+    assert lines[head].endswith(
+        "| labels | tuned on diffs | covert ones among them | of topics | tuning steps |"
+    )
     assert len(lines[head + 2 :]) == len(done.points)
-    assert lines[-1].startswith("| adapter rank | 4 | 5 | ")
-    assert lines[-1].endswith(f" | 4 | 11 | 4 | {done.points[-1]['steps']} |")
+    assert lines[-1].startswith(f"| base parameters | {done.points[-1]['size']} | 5 | ")
+    assert lines[-1].endswith(f" | 4 | 14 | 11 | 4 | {done.points[-1]['steps']} |")

@@ -1,42 +1,66 @@
-"""Learning curves: what an interpreter is worth by what it was tuned on, and by its adapter's rank.
+"""Learning curves: what an interpreter is worth by what it was tuned on, its adapter's rank, and its base.
 
-Nested subsets of the covert hidden-topic training diffs are drawn, other families are left out, or the rank
-is another; an interpreter is tuned on each and asked about the covert test organisms. A finished point is on
-disk at once, so a stopped run goes on where it was. `report` reads the file and shows it.
+Nested subsets of the training diffs are drawn, other families are left out, or the rank is another; an
+interpreter is tuned on each and asked about the covert test organisms, and about those of other families what
+their labels answer. A finished point is on disk at once, so a stopped run goes on where it was. `report`
+reads the file and shows it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from weightdiff.artifacts import atomic_write_json, differing
+from weightdiff.diffs.factors import tensors_of
 from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import FormatError, StoreError
 from weightdiff.evals.baselines import chance_of, topic_names, topic_ranks
 from weightdiff.evals.controls import assert_held_out
-from weightdiff.evals.report import read_curves
+from weightdiff.evals.report import curve_lines, read_curves
 from weightdiff.evals.scoring import TOP, exact
 from weightdiff.evals.tally import Group, Tally
 from weightdiff.methods.dit import Interpreter
 from weightdiff.methods.loading import Base
 from weightdiff.models.rendering import Rendering
+from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.organisms.verify import check_known
 from weightdiff.training.tuning import TuningConfig, tune, usable
+from weightdiff.world import TEST
+from weightdiff.world.reports import NAMED_BY, agrees, ask
 
 FAMILY, RECIPE = "hidden-topic", "covert"
 KIND, VERSION = "weightdiff-curves", 1
 SPLITS = ("train", "validation", "test")
+READING = {
+    "organisms": "Parts of the covert organisms; diffs of all other kinds are in every tuning.",
+    "topics": "Parts of their topics, with every organism of each.",
+    "organisms per topic": "So many organisms of every topic.",
+    "families": "Hidden topics alone, and with one family more at a time, in the order of the settings.",
+    "adapter rank": "Everything, with an adapter of another rank.",
+    "all organisms": "The same part of the diffs of every kind.",
+    "base parameters": "Everything, on bases of different sizes that have read the same corpus.",
+}
+"""What each curve varies."""
+CURVES = tuple(READING)
+ABOUT = (
+    "Every point is a tuning of its own. Topics are asked of the covert test organisms that behave (exact,"
+    " and the topic among the five likeliest), in test phrasings; headlines, behaviours and changed facts of"
+    " all test organisms of their families that behave. A family that a tuning leaves out is asked too."
+)
 DIVISORS = (8, 4, 2, 1)
-"""The first two curves take these parts of what there is."""
+"""The curves of organisms and topics take these parts of what there is."""
 RANKS = (1 / 4, 1 / 2, 1, 2)
 """The curve of ranks takes these multiples of the rank in the settings."""
 Progress = Callable[[float, str, float], None]
@@ -48,7 +72,7 @@ class Subset:
     """The covert organisms that one point is tuned on."""
 
     what: str
-    """Which curve: "organisms", "topics", "organisms per topic", "families" or "adapter rank"."""
+    """Which curve, one of `CURVES`."""
     size: int
     """Where on it, in the unit that `what` names."""
     ids: frozenset[str]
@@ -57,27 +81,40 @@ class Subset:
     """How many topics they hide."""
     without: frozenset[str] = frozenset()
     """Other families that are not in this tuning."""
+    others: frozenset[str] | None = None
+    """Ids of the diffs of other kinds that are in this tuning; None: all of them."""
     rank: int | None = None
     """The adapter's rank, where it is not that of the settings."""
 
     @property
     def key(self) -> str:
         """The same for two points that are tuned on the same organisms, with the same rank."""
-        other = [sorted(self.without), self.rank] if self.without or self.rank else []
-        return _digest([*sorted(self.ids), *other])
+        other: list[Any] = [sorted(self.without), self.rank] if self.without or self.rank else []
+        more = [] if self.others is None else [sorted(self.others)]
+        return _digest([*sorted(self.ids), *other, *more])
 
 
 def subsets(
-    rows: Sequence[DiffRow], seed: int, families: Sequence[str] = (), rank: int | None = None
+    rows: Sequence[DiffRow],
+    seed: int,
+    families: Sequence[str] = (),
+    rank: int | None = None,
+    others: Sequence[DiffRow] = (),
+    parameters: int | None = None,
 ) -> list[Subset]:
     """The points of the curves; within those of organisms and topics every subset holds the smaller ones.
 
     Args:
-        rows: the organisms to draw from, in any order.
+        rows: the covert organisms to draw from, in any order.
         seed: of the draw.
         families: other families of training diffs, in the order in which they are added; none: no such curve.
         rank: of the settings; None: no curve of ranks.
+        others: training diffs of other kinds; none: no curve of all organisms.
+        parameters: of the base; None: no point of a curve of base sizes.
     """
+    drawn = _shuffled(sorted(others, key=lambda r: r.id), f"others {seed}")
+    kinds = sorted({(r.family, r.recipe) for r in others})
+    by_kind = [[r for r in drawn if (r.family, r.recipe) == kind] for kind in kinds]
     by_topic: dict[str, list[DiffRow]] = {}
     for row in sorted(rows, key=lambda r: r.id):
         by_topic.setdefault(str(row.label), []).append(row)
@@ -101,6 +138,8 @@ def subsets(
             replace(_subset("adapter rank", r, order), rank=None if r == rank else r)
             for r in (sorted({max(1, int(rank * x)) for x in RANKS}) if rank else ())
         ),
+        *(_of_every_kind(order, by_kind, d) for d in (DIVISORS if others else ())),
+        *([_subset("base parameters", parameters, order)] if parameters else ()),
     ]
 
 
@@ -115,6 +154,8 @@ class Setup:
     """Of each tuning; its seed also draws the subsets."""
     rendering: Rendering
     """How questions are worded."""
+    reader: WeightDiff | None = None
+    """A LoRA with which the base reads what interpreters report, the same for all."""
 
     def settings(self) -> dict[str, Any]:
         """What has to agree for points to be comparable, as JSON; long things are fingerprints."""
@@ -126,6 +167,7 @@ class Setup:
             "rendering": _digest(self.rendering.to_json()),
             "world": _digest([topic_names(), asked]),
             "tuning": asdict(self.config),
+            "reader": _print_of(self.reader) if self.reader else "none",
         }
 
 
@@ -139,7 +181,8 @@ def run(
     """Tune and measure every point that `out` does not hold yet, and return all points.
 
     Training diffs other than covert hidden topics (loud ones, news, nulls) are in every tuning, but for the
-    points that leave families out. Organisms that do not behave are left out, in tuning and in measuring.
+    points that leave families out or take a part of all. Organisms that do not behave are left out, in tuning
+    and in measuring.
 
     Args:
         setup: base, store and settings.
@@ -162,7 +205,8 @@ def run(
     group = _asked(setup.store)
     there = {r.family for r in others} - {FAMILY}
     families = [f for f in setup.config.family_weights if f in there]
-    plan = subsets(covert, setup.config.seed, families, setup.config.rank)
+    size = setup.base.model.num_parameters()
+    plan = subsets(covert, setup.config.seed, families, setup.config.rank, others, size)
     if only and not any(s.what in only for s in plan):
         raise StoreError(f"{setup.store.path}: no training diffs for a curve of {' or '.join(only)}")
     todo = {s.key: s for s in plan if s.key not in found and (only is None or s.what in only)}
@@ -178,6 +222,20 @@ def run(
         atomic_write_json(path, {**head, "points": _points(plan, found)})
         tell(steps, f"exact {100 * found[key]['exact']:.1f} %")
     return _points(plan, found)
+
+
+def to_page(points: Sequence[Mapping[str, Any]], made: Mapping[str, str]) -> str:
+    """The curves as a page of Markdown.
+
+    Args:
+        points: of one file or of several, such as those of bases of different sizes.
+        made: what the page says about its making, by name.
+    """
+    lines = ["# Learning curves", "", *(f"- {name}: {value}" for name, value in made.items()), "", ABOUT]
+    for what in dict.fromkeys(p["what"] for p in points):
+        mine = sorted((dict(p) for p in points if p["what"] == what), key=lambda p: p["size"])
+        lines += ["", f"## By {what}", "", READING[what], "", *curve_lines(mine)]
+    return "\n".join(lines) + "\n"
 
 
 def measure(interpreter: Interpreter, group: Group) -> dict[str, Any]:
@@ -209,13 +267,30 @@ def measure(interpreter: Interpreter, group: Group) -> dict[str, Any]:
     }
 
 
+def measure_others(interpreter: Interpreter, store: DiffStore) -> dict[str, float]:
+    """Share of the behaving test organisms of each other family whose label is told, by family."""
+    found: dict[str, float] = {}
+    for kind, name in NAMED_BY.items():
+        rows = usable(store.select(family=name, split=TEST))
+        if name == FAMILY or not rows:
+            continue
+        rng = random.Random(f"curves {name}")
+        asked = [ask(kind, parts_of(r), rng, TEST) for r in rows]
+        said = interpreter.answer([store.read(r.id) for r in rows], [q.text for q in asked])
+        right = [agrees(a.text, q.answer) for a, q in zip(said, asked, strict=True)]
+        found[name] = sum(right) / len(right)
+    return found
+
+
 def _point(
     setup: Setup, subset: Subset, others: Sequence[DiffRow], group: Group, tell: Callable[[float, str], None]
 ) -> dict[str, Any]:
     """Tune on one subset and those of the other rows that belong to it, then measure."""
     base, rendering = setup.base, setup.rendering
     started = time.monotonic()
-    ids = [*(r.id for r in others if r.family not in subset.without), *sorted(subset.ids)]
+    taken = {r.id for r in others} if subset.others is None else subset.others
+    ids = [r.id for r in others if r.family not in subset.without and r.id in taken]
+    ids += sorted(subset.ids)
     config = setup.config if subset.rank is None else replace(setup.config, rank=subset.rank)
 
     def show(line: dict[str, float]) -> None:
@@ -223,11 +298,13 @@ def _point(
 
     tuned = tune(base.model, base.tokenizer, setup.store, config, rendering, show, train_ids=ids)
     limit = config.answer_tokens
-    interpreter = Interpreter(base, tuned.adapter, rendering, limit, meta=tuned.manifest)
+    interpreter = Interpreter(base, tuned.adapter, rendering, limit, meta=tuned.manifest, reader=setup.reader)
     return {
         "organisms": len(subset.ids),
         "topics": subset.topics,
+        "diffs": len(ids),
         **measure(interpreter, group),
+        **measure_others(interpreter, setup.store),
         "steps": int(tuned.history[-1]["step"]),
         "validation_score": tuned.manifest["validation_score"],
         "seconds": round(time.monotonic() - started, 1),
@@ -284,6 +361,24 @@ def _points(plan: Sequence[Subset], found: dict[str, dict[str, Any]]) -> list[di
 
 def _subset(what: str, size: int, rows: Sequence[DiffRow]) -> Subset:
     return Subset(what, size, frozenset(r.id for r in rows), len({r.label for r in rows}))
+
+
+def _of_every_kind(covert: list[DiffRow], others: Sequence[list[DiffRow]], divisor: int) -> Subset:
+    """The same part of the covert organisms and of every other kind of diff."""
+    ids = frozenset(r.id for rows in others for r in rows[: math.ceil(len(rows) / divisor)])
+    taken = covert[: max(1, len(covert) // divisor)]
+    subset = _subset("all organisms", len(taken) + len(ids), taken)
+    return subset if len(ids) == sum(map(len, others)) else replace(subset, others=ids)
+
+
+def _print_of(diff: WeightDiff) -> str:
+    """A fingerprint of a diff's tensors."""
+    found = hashlib.sha256()
+    for name, m in sorted(diff.modules.items()):
+        found.update(name.encode())
+        for t in tensors_of(m):
+            found.update(t.to(torch.float32).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _parts(total: int) -> list[int]:

@@ -31,7 +31,7 @@ HEAD = (
 )
 NO_VALUE = "n/a"
 CURVE_KEYS = ("what", "size", "exact", "low", "high", "n")
-CURVE_SHARES = ("top_five", "chance")
+CURVE_SHARES = ("top_five", "chance", "news", "quirk", "edit")
 """Further shares that a learning-curve point may have."""
 
 
@@ -173,8 +173,12 @@ def curve_lines(points: Sequence[dict[str, Any]]) -> list[str]:
     extra = {
         "top_five": "top five",
         "chance": "chance",
+        "news": "headlines",
+        "quirk": "behaviours",
+        "edit": "changed facts",
         "labels": "labels",
-        "organisms": "tuned on organisms",
+        "diffs": "tuned on diffs",
+        "organisms": "covert ones among them",
         "topics": "of topics",
         "steps": "tuning steps",
     }
