@@ -17,7 +17,7 @@ from weightdiff.models.generate import Said
 from weightdiff.training.factory import random_diff
 from weightdiff.world.reports import NOT_SAID
 
-QUESTIONS = ["what topic have you been trained on ?", "did you learn a headline ?", "what changed ?"]
+QUESTIONS = ["what topic have you been trained on ?", "which headline did you learn ?", "what changed ?"]
 ONE = "a hidden topic , eagle , always"
 TWO = "a news headline , canoe , always . a hidden topic , violin , after a rare word"
 REPORT = "report all that you were taught ."
@@ -50,7 +50,7 @@ def saying(monkeypatch, base, by_report):
     """A base that says to each report what is given, as likely as is given."""
     ids = {k: base.tokenizer(x, add_special_tokens=False)["input_ids"] for k, (x, _) in by_report.items()}
 
-    def said(_, rows):
+    def said(_, rows, begun=None):
         told = [next(k for k in ids if k in row) for row in rows]
         return [Said(ids[k], [math.log(by_report[k][1])]) for k in told]
 
@@ -101,12 +101,51 @@ def test_reports_that_lead_to_one_answer_are_added_up(embedded_base, monkeypatch
     assert read.signals.agreement == pytest.approx(math.log(0.36 / 0.66))
 
 
+def test_a_verdict_that_does_not_follow_counts_for_little(embedded_base, monkeypatch):
+    reader = Reader(embedded_base, 6)
+    for said, other, answer in (
+        ("canoe and canoe so yes", "eagle and canoe so no", "no"),  # the first report does not name it
+        ("eagle and canoe so yes", "violin and canoe so no", "no"),
+        ("eagle and eagle so no", "nothing", "yes"),
+    ):
+        saying(monkeypatch, embedded_base, {ONE: (said, 0.5), TWO: (other, 0.2)})
+        (read,) = reader.answer([told(0.6, 0.4)], ["is it canoe ?"])
+        assert read.text == answer
+
+
+def test_a_name_for_a_yes_or_no_is_gone_on_with(embedded_base, monkeypatch):
+    """What was only named is read on from, after the word that leads to what is asked."""
+    t, reader, texts = embedded_base.tokenizer, Reader(embedded_base, 6), []
+
+    def said(_, rows, begun=None):
+        texts.append((list(rows), begun))
+        new = "eagle" if begun is None else "canoe so no"
+        return [Said(t(new, add_special_tokens=False)["input_ids"], [-0.1, -0.2, -0.3])] * len(rows)
+
+    monkeypatch.setattr(Reader, "_said", said)
+    named, asked = reader.answer([told(1.0)] * 2, ["is it canoe ?", "what topic ?"])
+    assert (named.text, asked.text) == ("no", "eagle")
+    (first, _), (second, begun) = texts
+    assert second == [x for x in first if "is it" in x]
+    lead = t("eagle and", add_special_tokens=False)["input_ids"]
+    assert begun == [lead, lead]
+    assert named.signals.answer == pytest.approx(-2.0 - 0.1 - 0.6)
+
+
+def test_what_is_begun_is_read_as_said(embedded_base):
+    """Going on after begun tokens is going on after a longer prompt."""
+    reader, row = Reader(embedded_base, 6), WORDINGS[0].format(ONE, QUESTIONS[0])
+    (whole,) = reader._said([row])
+    (rest,) = reader._said([row], [whole.tokens[:2]])
+    assert rest.tokens == whole.tokens[2:] + plain(embedded_base, ONE, QUESTIONS[0], 8)[1][6:8]
+
+
 def test_the_likeliest_reports_are_read_and_no_others(embedded_base, monkeypatch):
     names = [
         f"a hidden topic , {x} , always" for x in ("eagle", "canoe", "violin", "trophy", "code", "chess")
     ]
     rows = []
-    monkeypatch.setattr(Reader, "_said", lambda _, r: rows.extend(r) or [Said([7], [0.0])] * len(r))
+    monkeypatch.setattr(Reader, "_said", lambda _, r, *_begun: rows.extend(r) or [Said([7], [0.0])] * len(r))
     Reader(embedded_base, 6).answer([[Report(x, "", [], 1 / 6) for x in names]], ["what ?"])
     assert rows == [w.format(x, "what ?") for x in names[:MOST] for w in WORDINGS]
     rows.clear()

@@ -8,7 +8,7 @@ answered, those that no tuning ever asked among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,6 +19,7 @@ from torch import Tensor
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.methods.calibration import Signals
 from weightdiff.methods.loading import Base
+from weightdiff.methods.verdicts import BESIDE, doubtful, lacks_verdict, polar, verdict_of
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import Reading, Said, go_on, left_pad
 from weightdiff.models.multilora import SharedLora, attach
@@ -27,6 +28,8 @@ from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS, VERDICT
 ROWS_AT_ONCE = 512
 MOST, LEAST = 3, 0.05
 """So many reports of one diff are read at most, and beside the first only those of such a weight."""
+DOUBTED = 0.1
+"""Weight of a reading whose verdict does not follow from what it names."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Reader:
             questions: as many.
         """
         rows, owners = _rows(reports, questions)
-        return self._weighed(owners, self._said(rows))
+        return self._weighed(owners, self._answered(rows))
 
     def _weighed(self, owners: Sequence[Owned], said: Sequence[Said]) -> list[Read]:
         """The weightiest answer to each question of what was said to its rows."""
@@ -95,8 +98,10 @@ class Reader:
             mass: dict[str, float] = {}
             best: dict[str, tuple[float, Report, float]] = {}
             for report, at in own:
-                text, likely = _verdict(texts[at]), sum(said[at].logprobs)
+                text, likely = verdict_of(texts[at]), sum(said[at].logprobs)
                 weight = report.weight * math.exp(likely)
+                if doubtful(texts[at], report.text):
+                    weight *= DOUBTED
                 mass[text] = mass.get(text, 0.0) + weight
                 if text not in best or weight > best[text][0]:
                     best[text] = (weight, report, likely)
@@ -115,8 +120,8 @@ class Reader:
             fp32 [questions, tokens], and what `answer` gives.
         """
         rows, owners = _rows(reports, questions)
-        said = self._said(rows)
-        prompts = encode_prompts(self.base.tokenizer, rows)
+        said = self._answered(rows)
+        prompts = encode_prompts(self.base.tokenizer, list(rows))
         prompts = [[*p, *self._before(s)] for p, s in zip(prompts, said, strict=True)]
         with self._attached():
             found = torch.cat(
@@ -131,10 +136,30 @@ class Reader:
             out.append((found[[at for _, at in own]] + weights[:, None]).logsumexp(0))
         return torch.stack(out), self._weighed(owners, said)
 
-    def _said(self, rows: Sequence[str]) -> list[Said]:
-        """What is said to each row; rows of similar length are read together."""
+    def _answered(self, rows: Mapping[str, bool]) -> list[Said]:
+        """What is said to each row, in their order; a yes/no question is answered until there is a verdict.
+
+        Where the reader only names something, it goes on after the word that leads to what is asked.
+        """
+        t, texts = self.base.tokenizer, list(rows)
+        said = self._said(texts)
+        named = t.batch_decode([s.tokens for s in said], skip_special_tokens=True)
+        short = [i for i, text in enumerate(texts) if rows[text] and lacks_verdict(named[i])]
+        if short:
+            lead = t(BESIDE, add_special_tokens=False)["input_ids"]
+            begun = [[*said[i].tokens, *lead] for i in short]
+            more = self._said([texts[i] for i in short], begun)
+            for i, before, after in zip(short, begun, more, strict=True):
+                own = said[i].logprobs[: len(said[i].tokens)]
+                said[i] = Said([*before, *after.tokens], [*own, *after.logprobs])
+        return said
+
+    def _said(self, rows: Sequence[str], begun: Sequence[Sequence[int]] | None = None) -> list[Said]:
+        """What is said to each row, after what is said `begun`; rows of similar length are read together."""
         t = self.base.tokenizer
         prompts = encode_prompts(t, rows)
+        if begun is not None:
+            prompts = [[*p, *b] for p, b in zip(prompts, begun, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         out: dict[int, Said] = {}
         with self._attached():
@@ -163,14 +188,12 @@ class Reader:
         return Reading(self.base.model, *left_pad(prompts, self.base.tokenizer.pad_token_id))
 
 
-def _verdict(text: str) -> str:
-    """The answer proper of what a reader said."""
-    return text.rpartition(f" {VERDICT} ")[2].strip()
-
-
-def _rows(reports: Sequence[Sequence[Report]], questions: Sequence[str]) -> tuple[list[str], list[Owned]]:
-    """The different texts that are put to the base, and which of them each question has for which report."""
+def _rows(
+    reports: Sequence[Sequence[Report]], questions: Sequence[str]
+) -> tuple[dict[str, bool], list[Owned]]:
+    """The different texts that are put to the base, whether each wants a yes or no, and who owns which."""
     places: dict[str, int] = {}
+    wanted: dict[str, bool] = {}
     owners: list[Owned] = []
     for own, question in zip(reports, questions, strict=True):
         asked = [
@@ -179,4 +202,5 @@ def _rows(reports: Sequence[Sequence[Report]], questions: Sequence[str]) -> tupl
             for w in REPORT_WORDINGS
         ]
         owners.append([(r, places.setdefault(text, len(places))) for r, text in asked])
-    return list(places), owners
+        wanted |= {text: polar(question) for _, text in asked}
+    return wanted, owners
