@@ -362,3 +362,11 @@ def test_quick_pages_do_not_replace_whole_ones(tmp_path: Path) -> None:
     assert [p.name for p in paths] == ["joint-quick.md", "joint-quick.json", "news-quick.md"]
     assert "(quick version)" in paths[0].read_text()
     assert "](news-quick.md)" in paths[0].read_text()
+
+
+def test_other_pages_are_named_where_they_lie_beside(tmp_path: Path) -> None:
+    found = Interview([reply()], {}, [0], "mini", False, 1.0)
+    assert "curves.md" not in family_pages.save(found, rows_of(found), tmp_path)[0].read_text()
+    (tmp_path / "curves.md").write_text("# Learning curves\n")
+    text = family_pages.save(found, rows_of(found), tmp_path)[0].read_text()
+    assert text.endswith("- [News](news.md)\n- [Learning curves](curves.md)\n")

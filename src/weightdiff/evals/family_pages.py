@@ -20,6 +20,12 @@ from weightdiff.evals.metrics import ResultRow
 from weightdiff.evals.report import MACHINE, chance_text, interval_text, markdown_table, value_text
 from weightdiff.world.reports import EDIT, NEWS, NULL, QUIRK, SEVERAL, TOPIC
 
+BESIDE = (
+    ("What was tried where a goal is not reached", "tried.md"),
+    ("Learning curves", "curves.md"),
+    ("Triggers: by search, and by asking", "triggers.md"),
+)
+"""Pages that other commands or people write; named where they lie beside."""
 RIGHT, WRONG = 3, 2
 """Answers that a page shows."""
 NOT_MEASURED = "not measured"
@@ -125,8 +131,9 @@ def save(
     folder, end = Path(dir), "-quick" if found.quick else ""
     head = header(found, command, commit, machine)
     made = {"command": command, "commit": commit, "machine": machine}
+    beside = [(title, name) for title, name in BESIDE if (folder / name).exists()]
     out = [
-        atomic_write_text(folder / f"joint{end}.md", joint_page(found, rows, head)),
+        atomic_write_text(folder / f"joint{end}.md", joint_page(found, rows, head, beside)),
         atomic_write_json(folder / f"joint{end}.json", {**made, **to_json(found, rows)}),
     ]
     for page in PAGES:
@@ -174,8 +181,20 @@ def header(found: Interview, command: str, commit: str, machine: str) -> list[st
     ]
 
 
-def joint_page(found: Interview, rows: Sequence[ResultRow], head: Sequence[str]) -> str:
-    """The page of all families: goals, sizes, and the tables that no family has for itself."""
+def joint_page(
+    found: Interview,
+    rows: Sequence[ResultRow],
+    head: Sequence[str],
+    beside: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The page of all families: goals, sizes, and the tables that no family has for itself.
+
+    Args:
+        found: the answers.
+        rows: of `family_rows.rows_of`.
+        head: how the evaluation was made.
+        beside: titles and files of further pages to name.
+    """
     lines = ["# One interpreter for all families" + (" (quick version)" if found.quick else ""), ""]
     lines += [*head, "", "## Against the goals", "", *goal_lines(rows), "", "## Sizes", ""]
     sizes = [[name, *size.values()] for name, size in found.sizes.items()]
@@ -187,6 +206,7 @@ def joint_page(found: Interview, rows: Sequence[ResultRow], head: Sequence[str])
     end = "-quick" if found.quick else ""
     there = [p for p in PAGES if any(r.family == p.family for r in rows)]
     lines += [f"- [{p.title}]({p.stem}{end}.md)" for p in there]
+    lines += [f"- [{title}]({name})" for title, name in beside]
     return "\n".join(lines) + "\n"
 
 
