@@ -503,3 +503,39 @@ def test_the_manifest_has_the_kinds_that_are_asked_about_no_diff(random_store):
     assert {sampler.draw(rng)[1].kind for _ in range(3000)} == set(with_none)
     assert "condition" in with_none
     assert "condition" not in tuning.trained_kinds(news, TuningConfig(no_diff_share=0.0))
+
+
+def test_diffs_that_are_read_as_they_are_drawn_teach_the_same(embedded_base, random_store, monkeypatch):
+    held = tuned(embedded_base, random_store)
+    stacked = []
+    stack = DiffStore.stack
+    monkeypatch.setattr(
+        DiffStore, "stack", lambda self, ids, *rest: stacked.append(len(ids)) or stack(self, ids, *rest)
+    )
+    monkeypatch.setattr(tuning, "HELD_BYTES", 0)
+    read = tuned(embedded_base, random_store)
+    # Never more at a time than a batch of rows can need, three diffs each.
+    assert len(stacked) >= QUICK.steps
+    assert max(stacked) <= 3 * QUICK.batch
+    assert [line["loss"] for line in read.history] == [line["loss"] for line in held.history]
+    for a, b in zip(factors(held), factors(read), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_memory_for_a_stack_is_told_without_reading(random_store):
+    ids = random_store.ids[:7]
+    stacked = random_store.stack(ids)
+    size = sum(t.numel() * t.element_size() for pair in stacked.modules.values() for t in pair)
+    assert random_store.stack_bytes(ids) == size
+    assert random_store.stack_bytes([]) == 0
+
+
+def test_one_batch_is_made_ahead_and_no_more():
+    made, used = [], []
+    for i, one in enumerate(tuning.one_ahead(lambda: made.append(len(made)) or made[-1], 4)):
+        used.append(one)
+        assert len(made) <= min(i + 2, 4)
+    assert used == made == [0, 1, 2, 3]
+    assert not list(tuning.one_ahead(lambda: made.append(9), 0))
+    with pytest.raises(ZeroDivisionError):
+        list(tuning.one_ahead(lambda: 1 // 0, 2))

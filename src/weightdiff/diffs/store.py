@@ -8,6 +8,7 @@ leaves the store as it was. One process appends at a time; any number may read.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ __all__ = ["DiffRow", "DiffStore"]
 _INFO_NAME = "store.json"
 _KIND = "weightdiff-store"
 _VERSION = 1
-_OPEN_SHARDS = 32  # mapped files kept open at once
+_OPEN_SHARDS = 256  # mapped files kept open at once
 
 
 class DiffStore:
@@ -48,6 +49,7 @@ class DiffStore:
         self._shards: dict[str, Shard] = {}
         self._places: dict[str, tuple[Shard, int]] = {}
         self._handles: dict[Path, TensorFile] = {}
+        self._lock = threading.Lock()
         self._refresh()
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
@@ -220,22 +222,17 @@ class DiffStore:
         Raises:
             StoreError: if an id is not stored, or a shard cannot be read.
         """
-        places = [self._place(id) for id in ids]
         by_shard: dict[Path, tuple[Shard, list[int], list[int]]] = {}
-        shapes: dict[str, tuple[int, int, int]] = {}
-        for position, (shard, i) in enumerate(places):
+        for position, (shard, i) in enumerate(map(self._place, ids)):
             _, positions, rows = by_shard.setdefault(shard.path, (shard, [], []))
             positions.append(position)
             rows.append(i)
-            for (name, (_, width, height)), rank in zip(shard.shapes.items(), shard.ranks[i], strict=True):
-                if rank:
-                    shapes[name] = (max(rank, shapes.get(name, (0,))[0]), width, height)
         modules = {
             name: (
                 torch.zeros(len(ids), rank, width, dtype=dtype),
                 torch.zeros(len(ids), height, rank, dtype=dtype),
             )
-            for name, (rank, width, height) in shapes.items()
+            for name, (rank, width, height) in self._stacked_shapes(ids).items()
         }
         for shard, positions, rows in by_shard.values():
             handle = self._handle(shard)
@@ -249,6 +246,20 @@ class DiffStore:
                         _rows(handle, f"{name}.up", rows)[:, :, :rank], scale, dtype
                     )
         return StackedLoras(modules, len(ids))
+
+    def stack_bytes(self, ids: Sequence[str], dtype: torch.dtype = torch.float32) -> int:
+        """Return how much memory `stack` takes for these diffs, without reading any."""
+        shapes = self._stacked_shapes(ids).values()
+        return len(ids) * dtype.itemsize * sum(rank * (width + height) for rank, width, height in shapes)
+
+    def _stacked_shapes(self, ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        """Largest rank of each module that any of the diffs changes, and the layer's width and height."""
+        shapes: dict[str, tuple[int, int, int]] = {}
+        for shard, i in map(self._place, ids):
+            for (name, (_, width, height)), rank in zip(shard.shapes.items(), shard.ranks[i], strict=True):
+                if rank:
+                    shapes[name] = (max(rank, shapes.get(name, (0,))[0]), width, height)
+        return shapes
 
     def _place(self, id: str) -> tuple[Shard, int]:
         if id not in self._places:
@@ -275,14 +286,17 @@ class DiffStore:
 
     def _handle(self, shard: Shard) -> TensorFile:
         """Return the mapped file of a shard; the oldest of too many is let go."""
-        if shard.path not in self._handles:
-            while len(self._handles) >= _OPEN_SHARDS:
-                del self._handles[next(iter(self._handles))]
-            try:
-                self._handles[shard.path] = open_tensors(shard.path)
-            except (OSError, SafetensorError) as error:
-                raise StoreError(f"{shard.path} cannot be read ({error}); copy the store again") from error
-        return self._handles[shard.path]
+        with self._lock:
+            if shard.path not in self._handles:
+                while len(self._handles) >= _OPEN_SHARDS:
+                    del self._handles[next(iter(self._handles))]
+                try:
+                    self._handles[shard.path] = open_tensors(shard.path)
+                except (OSError, SafetensorError) as error:
+                    raise StoreError(
+                        f"{shard.path} cannot be read ({error}); copy the store again"
+                    ) from error
+            return self._handles[shard.path]
 
 
 def _rows(handle: TensorFile, name: str, rows: list[int]) -> torch.Tensor:

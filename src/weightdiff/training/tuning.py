@@ -11,9 +11,10 @@ import bisect
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import phrasings
-from weightdiff.training.losses import collate, loss_by_row
+from weightdiff.training.losses import LabelledBatch, collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
 from weightdiff.world.reports import (
     NAMED_BY,
@@ -47,11 +48,14 @@ from weightdiff.world.reports import (
     without_conditions,
 )
 
+T = TypeVar("T")
 RANK_STEPS = (4, 16)
 """Diffs of a batch are of ranks up to the first of these, up to the second, or above: padding a batch of rank
 2 to one full finetune's rank would cost as much as ninety of it."""
 THREE = 0.25
 """Share of the sums that are of three diffs."""
+HELD_BYTES = 2 << 30
+"""Memory that diffs may take to lie ready, in fp32; those of other buckets are read for every batch."""
 TRAIN, REPORT = "train", "report"
 OWN, OTHER = "own", "other"
 OTHERS = "questions"
@@ -217,18 +221,27 @@ class _Sampler:
 
 
 class Buckets:
-    """Training diffs by rank, each bucket with its sampler and its diffs in memory; a batch is of one."""
+    """Training diffs by rank, each bucket with its sampler; a batch is of one.
+
+    A bucket's diffs are in memory where they take little of it (`HELD_BYTES`), else read as they are drawn.
+    """
 
     def __init__(
         self, store: DiffStore, rows: Sequence[DiffRow], config: TuningConfig, report: str = ""
     ) -> None:
-        """Read all diffs of `rows` from the store; `report` is the question for a report, if one is asked."""
+        """Sort `rows` of the store by rank; `report` is the question for a report, if one is asked."""
         made: dict[int, list[DiffRow]] = {}
         for row in rows:
             made.setdefault(bisect.bisect_left(RANK_STEPS, rank_of(row)), []).append(row)
+        self.store = store
         self.samplers = {b: _Sampler(members, config, report) for b, members in sorted(made.items())}
-        self.stacked = {b: store.stack([r.id for r in members]) for b, members in sorted(made.items())}
-        self.index = {r.id: i for members in made.values() for i, r in enumerate(members)}
+        self.held: dict[int, tuple[StackedLoras, dict[str, int]]] = {}
+        spare = HELD_BYTES
+        for b, members in sorted(made.items()):
+            ids = [r.id for r in members]
+            if (size := store.stack_bytes(ids)) <= spare:
+                self.held[b] = store.stack(ids), {id: i for i, id in enumerate(ids)}
+                spare -= size
         self.weights = [len(members) for _, members in sorted(made.items())]
         self.jitter = config.jitter
 
@@ -236,9 +249,14 @@ class Buckets:
         """`n` rows of a batch and what they are asked."""
         bucket = rng.choices(list(self.samplers), self.weights)[0]
         drawn = [self.samplers[bucket].draw(rng) for _ in range(n)]
-        at = [[self.index[row.id] for row in rows] for rows, _ in drawn]
-        weights = [[1 + self.jitter * rng.uniform(-1, 1) for _ in own] for own in at]
-        return _rows_of(self.stacked[bucket], at, weights), [q for _, q in drawn]
+        weights = [[1 + self.jitter * rng.uniform(-1, 1) for _ in rows] for rows, _ in drawn]
+        if bucket in self.held:
+            stacked, at = self.held[bucket]
+        else:
+            ids = list(dict.fromkeys(row.id for rows, _ in drawn for row in rows))
+            stacked, at = self.store.stack(ids), {id: i for i, id in enumerate(ids)}
+        chosen = [[at[row.id] for row in rows] for rows, _ in drawn]
+        return _rows_of(stacked, chosen, weights), [q for _, q in drawn]
 
 
 def rank_of(row: DiffRow) -> int:
@@ -366,10 +384,13 @@ def learn(
     best, best_score, since = _copy(parameters), -1.0, 0
     history: list[dict[str, float]] = []
     smooth = 0.0
-    for step in range(config.steps):
+
+    def draw() -> tuple[RowLoras, LabelledBatch]:
         rows_on, asked = buckets.draw(rng, config.batch)
         texts = [(rendering.render(q.text, rng), rendering.write(q.notes, q.answer)) for q in asked]
-        batch = collate(_prompted(learned, encode_samples(tokenizer, texts)), tokenizer.pad_token_id)
+        return rows_on, collate(_prompted(learned, encode_samples(tokenizer, texts)), tokenizer.pad_token_id)
+
+    for step, (rows_on, batch) in enumerate(one_ahead(draw, config.steps)):
         with _carrying(model, rows_on, learned):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = loss_by_row(logits, batch).mean()
@@ -489,6 +510,17 @@ def _any_other(own: str, parts: Sequence[Part], config: TuningConfig, rng: rando
     return rng.choice([k for k in kinds if k != own] or [own])
 
 
+def one_ahead(make: Callable[[], T], n: int) -> Iterator[T]:
+    """What `make` gives, `n` times: the next is made by another thread while one is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(make) if n else None
+        for i in range(n):
+            assert ahead is not None
+            made = ahead.result()
+            ahead = pool.submit(make) if i + 1 < n else None
+            yield made
+
+
 @contextmanager
 def _carrying(model: Any, rows: RowLoras, learned: Learned) -> Iterator[None]:
     """A diff on each row, and what is learned on all of them."""
@@ -526,6 +558,7 @@ def _rows_of(
             for k, (d, u) in stacked.modules.items()
         },
         1,
+        len(chosen),
     )
 
 
