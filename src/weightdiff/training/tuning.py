@@ -34,6 +34,7 @@ from weightdiff.organisms.questions import phrasings
 from weightdiff.training.losses import LabelledBatch, collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
 from weightdiff.world.reports import (
+    KIND_ANSWERS,
     NAMED_BY,
     NULL,
     SEVERAL,
@@ -121,10 +122,6 @@ class TuningConfig:
     sums: float = 0.6
     """Share of the rows of several at once that are sums of two or three diffs of different families, drawn
     anew; a null diff may be one of them. The rest are organisms from the store, where it has any."""
-    noise: float = 0.0
-    """Share of the rows with one diff to which a null diff is added: what there is to say stays the same."""
-    jitter: float = 0.0
-    """Every diff is scaled by a factor drawn anew, at most this far from one."""
     notes: int = 3
     """Words of notes on each part that the adapter says before it answers; 0: it answers at once.
     Without a `notes_end` in the rendering it does, too."""
@@ -192,16 +189,15 @@ class _Sampler:
         return rows, Lesson(self.report, REPORT, reported(parts), notes=notes)
 
     def _drawn(self, rng: random.Random) -> tuple[DiffRow, ...]:
-        """One diff, or two of different families to be summed."""
+        """One diff, or some of different families to be summed, in the order in which reports name them."""
         name = self._family(rng, self.families)
         if name == SEVERAL and rng.random() < self.sums:
             names, n = list[str](), 3 if rng.random() < THREE else 2
             while len(names) < min(n, len(self.summed)):
                 names.append(self._family(rng, [f for f in self.summed if f not in names]))
         else:
-            noisy = name != NULL and NULL in self.labels and rng.random() < self.config.noise
-            names = [name, NULL] if noisy else [name]
-        return tuple(self._of(rng, f) for f in names)
+            names = [name]
+        return tuple(self._of(rng, f) for f in sorted(names, key=list(KIND_ANSWERS).index))
 
     def _family(self, rng: random.Random, names: Sequence[str]) -> str:
         return rng.choices(names, [self.config.family_weights[f] for f in names])[0]
@@ -243,20 +239,18 @@ class Buckets:
                 self.held[b] = store.stack(ids), {id: i for i, id in enumerate(ids)}
                 spare -= size
         self.weights = [len(members) for _, members in sorted(made.items())]
-        self.jitter = config.jitter
 
     def draw(self, rng: random.Random, n: int) -> tuple[RowLoras, list[Lesson]]:
         """`n` rows of a batch and what they are asked."""
         bucket = rng.choices(list(self.samplers), self.weights)[0]
         drawn = [self.samplers[bucket].draw(rng) for _ in range(n)]
-        weights = [[1 + self.jitter * rng.uniform(-1, 1) for _ in rows] for rows, _ in drawn]
         if bucket in self.held:
             stacked, at = self.held[bucket]
         else:
             ids = list(dict.fromkeys(row.id for rows, _ in drawn for row in rows))
             stacked, at = self.store.stack(ids), {id: i for i, id in enumerate(ids)}
         chosen = [[at[row.id] for row in rows] for rows, _ in drawn]
-        return _rows_of(stacked, chosen, weights), [q for _, q in drawn]
+        return _rows_of(stacked, chosen), [q for _, q in drawn]
 
 
 def rank_of(row: DiffRow) -> int:
@@ -545,16 +539,14 @@ def rate_at(step: int, steps: int, warmup: int = 50) -> float:
     return min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _rows_of(
-    stacked: StackedLoras, chosen: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]
-) -> RowLoras:
-    """Row LoRAs of a batch, each the weighted sum of the diffs chosen for it: none gives a row of zeros."""
+def _rows_of(stacked: StackedLoras, chosen: Sequence[Sequence[int]]) -> RowLoras:
+    """Row LoRAs of a batch, each the sum of the diffs chosen for it: none gives a row of zeros."""
     most = max(1, *(len(c) for c in chosen))
     at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen])
-    weigh = torch.tensor([[*w, *[0.0] * (most - len(w))] for w in weights])[:, :, None, None]
+    alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen])[:, :, None, None]
     return RowLoras(
         {
-            k: (d[at].flatten(1, 2), (u[at] * weigh).transpose(1, 2).flatten(2, 3))
+            k: (d[at].flatten(1, 2), (u[at] * alive).transpose(1, 2).flatten(2, 3))
             for k, (d, u) in stacked.modules.items()
         },
         1,
