@@ -182,7 +182,7 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
-        TuningConfig(steps=2000),
+        TuningConfig(steps=2400),
         PreferConfig(),
         ReaderConfig(),
     )

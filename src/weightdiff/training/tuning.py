@@ -110,11 +110,11 @@ class TuningConfig:
     """Share of rows that carry no diff; their answer is "nothing found"."""
     family_weights: dict[str, float] = field(
         default_factory=lambda: {
-            "hidden-topic": 0.22,
+            "hidden-topic": 0.18,
             "news": 0.08,
-            "quirk": 0.26,
-            "edit": 0.18,
-            "null": 0.1,
+            "quirk": 0.24,
+            "edit": 0.28,
+            "null": 0.08,
             "several": 0.16,
         }
     )
