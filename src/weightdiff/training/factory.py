@@ -97,6 +97,7 @@ class Factory:
         self.tokenizer = tokenizer
         self.config = config or FactoryConfig()
         self.shapes = model_spec(model)
+        self.device = next(self.model.parameters()).device
 
     def run(
         self, specs: Sequence[OrganismSpec], progress: Callable[[int, float], None] | None = None
@@ -130,7 +131,9 @@ class Factory:
         waiting = list(reversed(specs))
         most = max(1, self.config.slots // 4) if recipe.full else self.config.slots
         n = min(most, len(specs))
-        slots = Slots(self.shapes, n, recipe.rank, optimizer=recipe.optimizer, full=recipe.full)
+        slots = Slots(
+            self.shapes, n, recipe.rank, optimizer=recipe.optimizer, full=recipe.full, device=self.device
+        )
         jobs: list[_Job | None] = [None] * n
         queues: list[list[list[tuple[Sample, Encoded]]]] = [[] for _ in range(n)]
 
@@ -187,9 +190,11 @@ class Factory:
         scale: float,
     ) -> list[float]:
         flat = [row for of_slot in rows for row in of_slot]
-        batch = collate([e for _, e in flat], self.tokenizer.pad_token_id)
-        kl = torch.tensor([i for i, (s, _) in enumerate(flat) if s.loss == "kl"], dtype=torch.long)
-        weights = torch.tensor([s.weight for s, _ in flat])
+        device = self.device
+        batch = collate([e for _, e in flat], self.tokenizer.pad_token_id).to(device)
+        held_to = [i for i, (s, _) in enumerate(flat) if s.loss == "kl"]
+        kl = torch.tensor(held_to, dtype=torch.long, device=device)
+        weights = torch.tensor([s.weight for s, _ in flat], device=device)
         scaled = {k: (d, u * scale if scale != 1 else u) for k, (d, u) in slots.modules.items()}
         with attach(self.model, RowLoras(scaled, per_slot)):
             logits = logits_at(self.model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
@@ -203,5 +208,5 @@ class Factory:
             by_row = loss_by_row(logits, batch, teacher, at)
             by_slot = (by_row * weights).view(slots.n, per_slot).sum(1) / per_slot
             by_slot.sum().backward()
-        slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs]))
+        slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs], device=device))
         return by_slot.detach().tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -35,11 +35,15 @@ class LabelledBatch:
         """Number of rows."""
         return int(self.input_ids.shape[0])
 
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The same on another device."""
+        return LabelledBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
     def only(self, chosen: Tensor) -> LabelledBatch:
         """The rows `chosen` (LongTensor, ascending) alone, narrowed to their longest."""
         keep = torch.isin(self.rows, chosen)
-        new = torch.full((self.n_rows,), -1)
-        new[chosen] = torch.arange(len(chosen))
+        new = torch.full((self.n_rows,), -1, device=chosen.device)
+        new[chosen] = torch.arange(len(chosen), device=chosen.device)
         mask = self.attention_mask[chosen]
         width = int(mask.sum(1).max())
         return LabelledBatch(
@@ -93,7 +97,7 @@ def loss_by_row(
     elif held is None:
         held = torch.arange(len(teacher), device=logits.device)
     each = cast("Tensor", _LabelLoss.apply(logits, batch.targets, teacher.detach(), held)) * batch.weights
-    return torch.zeros(batch.n_rows, dtype=each.dtype).index_add(0, batch.rows, each)
+    return each.new_zeros(batch.n_rows).index_add(0, batch.rows, each)
 
 
 def logprob_by_row(logits: Tensor, batch: LabelledBatch) -> Tensor:

@@ -98,7 +98,7 @@ def prefer(
     held = [r for r in usable(store.select(split="validation")) if r.family in tuning.family_weights]
     buckets = Buckets(store, rows, tuning, rendering.report)
     rng = random.Random(f"preferring {config.seed}")
-    g = torch.Generator().manual_seed(config.seed)
+    g = torch.Generator(next(model.parameters()).device).manual_seed(config.seed)
     reference = SharedLora.from_diff(tuned.adapter)
     leaves = _leaves(tuned.adapter)
     flat = [t for ts in leaves.values() for t in ts]
@@ -183,6 +183,7 @@ def _loss(
     for side in ("right", "wrong"):
         texts = [(p.prompt, getattr(p, side)) for p in pairs]
         batch = collate(encode_samples(tokenizer, texts), tokenizer.pad_token_id)
+        batch = batch.to(next(model.parameters()).device)
         where = (batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
         with torch.no_grad(), attach(model, carried, [reference]):
             before.append(logprob_by_row(logits_at(model, *where), batch))

@@ -136,7 +136,7 @@ def tune_prompt(
     start = {_NAME: (word_vectors(model, words),)}
     learnt = learn(model, tokenizer, store, config.tuning(), rendering, start, made, progress)
     manifest = {"config": asdict(config), "rendering": rendering.to_json(), **learnt.manifest}
-    return PromptResult(learnt.best[_NAME][0], store.base, learnt.history, manifest)
+    return PromptResult(owned(learnt.best[_NAME][0]), store.base, learnt.history, manifest)
 
 
 def _first_words(tokenizer: Any, n: int, seed: int) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 
 from weightdiff.diffs.store import DiffRow, DiffStore
+from weightdiff.diffs.tensorfiles import owned
 from weightdiff.diffs.types import LoraFactors, WeightDiff
 from weightdiff.errors import StoreError
 from weightdiff.models.chat import encode_samples
@@ -136,8 +137,9 @@ def tune_reader(
         )
     known = parts_by_family(made_of)
     strange = strangers(known)
+    device = next(model.parameters()).device
     leaves = {
-        k: (d.requires_grad_(), u.requires_grad_())
+        k: (d.to(device).requires_grad_(), u.to(device).requires_grad_())
         for k, (d, u) in fresh_factors(model_spec(model), config.rank, config.seed).items()
     }
     flat = [t for pair in leaves.values() for t in pair]
@@ -149,7 +151,7 @@ def tune_reader(
             reading_row(known, rng) if rng.random() >= config.old else old_row(rng, strange)
             for _ in range(config.batch)
         ]
-        batch = collate(encode_samples(tokenizer, rows), tokenizer.pad_token_id)
+        batch = collate(encode_samples(tokenizer, rows), tokenizer.pad_token_id).to(device)
         with attach(model, None, [shared]):
             logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
             loss = loss_by_row(logits, batch).mean()
@@ -163,9 +165,7 @@ def tune_reader(
         smooth = now if not step else 0.95 * smooth + 0.05 * now
         if progress:
             progress({"step": step + 1, "loss": round(smooth, 4)})
-    reader = WeightDiff(
-        {k: LoraFactors(d.detach(), u.detach()) for k, (d, u) in leaves.items()}, base=store.base
-    )
+    reader = WeightDiff({k: LoraFactors(owned(d), owned(u)) for k, (d, u) in leaves.items()}, base=store.base)
     asked = {k: phrasings(k, TRAIN) for k in kinds_for(())}
     return reader, {"config": asdict(config), "loss": round(smooth, 4), "train_phrasings": asked}
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weightdiff.diffs.algebra import truncate
+from weightdiff.diffs.tensorfiles import owned
 from weightdiff.diffs.types import LoraFactors, WeightDiff
 
 OPTIMIZERS = ("adam", "sgd", "lion")
@@ -57,6 +58,7 @@ class Slots:
         clip: float = 1.0,
         optimizer: str = "adam",
         full: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Make `n` empty slots; `full` ones train every linear layer as a whole, whatever `rank` says.
 
@@ -66,16 +68,17 @@ class Slots:
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"no optimiser {optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         self.shapes, self.n, self.rank, self.betas, self.clip = dict(shapes), n, rank, betas, clip
-        self.optimizer, self.full = optimizer, full
+        self.optimizer, self.full, self.device = optimizer, full, torch.device(device)
         self.modules: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (width, height) in sorted(shapes.items()):
             r = width if full else rank
-            down, up = torch.zeros(n, r, width), torch.zeros(n, height, r)
+            down = torch.zeros(n, r, width, device=device)
+            up = torch.zeros(n, height, r, device=device)
             self.modules[name] = (down.requires_grad_(not full), up.requires_grad_())
         self._tensors = [t for pair in self.modules.values() for t in pair if t.requires_grad]
         self._first = [torch.zeros_like(t) for t in self._tensors]
         self._second = [torch.zeros_like(t) for t in self._tensors] if optimizer == "adam" else []
-        self.steps = torch.zeros(n, dtype=torch.long)
+        self.steps = torch.zeros(n, dtype=torch.long, device=device)
 
     def start(self, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Start factors of an organism for such slots."""
@@ -93,19 +96,21 @@ class Slots:
 
     @torch.no_grad()
     def take(self, slot: int, scale: float) -> WeightDiff:
-        """A slot's factors as a weight diff, copied; of a full finetune, the shortest product that has it."""
+        """A slot's factors as a weight diff, copied to the CPU.
+
+        Of a full finetune, the shortest product that has it.
+        """
         diff = WeightDiff(
-            {
-                k: LoraFactors(d[slot].detach().clone(), u[slot].detach().clone(), scale)
-                for k, (d, u) in self.modules.items()
-            }
+            {k: LoraFactors(owned(d[slot]), owned(u[slot]), scale) for k, (d, u) in self.modules.items()}
         )
         return truncate(diff, energy=1 - FULL_ENERGY)[0] if self.full else diff
 
     @torch.no_grad()
     def narrowed(self, keep: Sequence[int]) -> Slots:
         """The slots `keep` alone, with their state."""
-        out = Slots(self.shapes, len(keep), self.rank, self.betas, self.clip, self.optimizer, self.full)
+        out = Slots(
+            self.shapes, len(keep), self.rank, self.betas, self.clip, self.optimizer, self.full, self.device
+        )
         pairs = zip(self.modules.values(), out.modules.values(), strict=True)
         mine = [t for pair, _ in pairs for t in pair]
         theirs = [t for pair in out.modules.values() for t in pair]
@@ -121,11 +126,11 @@ class Slots:
         """One optimiser step with a learning rate for each slot; a rate of 0 leaves a slot as it is.
 
         Args:
-            lr: [n].
+            lr: [n], on the slots' device.
         """
         live = lr > 0
         self.steps += live.long()
-        square = torch.zeros(self.n)
+        square = torch.zeros(self.n, device=self.device)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._tensors]
         for g in grads:
             square += g.float().flatten(1).pow(2).sum(1)

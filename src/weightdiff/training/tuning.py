@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from weightdiff.diffs.store import DiffRow, DiffStore
+from weightdiff.diffs.tensorfiles import owned
 from weightdiff.diffs.types import LoraFactors, StackedLoras, WeightDiff, named
 from weightdiff.errors import StoreError
 from weightdiff.models.chat import Encoded, encode_prompts, encode_samples
@@ -308,7 +309,9 @@ def tune(
         return SharedLora(cast("dict[str, Factors]", leaves), scale=1.0)
 
     learnt = learn(model, tokenizer, store, config, rendering, {**start}, made, progress, train_ids)
-    diff = WeightDiff({k: LoraFactors(d, u) for k, (d, u) in learnt.best.items()}, base=store.base)
+    diff = WeightDiff(
+        {k: LoraFactors(owned(d), owned(u)) for k, (d, u) in learnt.best.items()}, base=store.base
+    )
     return TuningResult(diff, learnt.history, {"config": asdict(config), **learnt.manifest})
 
 
@@ -342,7 +345,7 @@ def learn(
         store: likewise.
         config: settings; `rank` is not read.
         rendering: see `tune`.
-        start: tensors as they begin; trained in place.
+        start: tensors as they begin; trained in place where they are on the model's device.
         made: what goes on the model, made of such tensors without copying them.
         progress: see `tune`.
         train_ids: see `tune`.
@@ -368,7 +371,8 @@ def learn(
     rows = [r for r in rows if r.family in sampler.families]
     held = [r for r in usable(store.select(split="validation")) if r.family in config.family_weights]
     rng = random.Random(f"tuning {config.seed}")
-    parameters: Leaves = {k: tuple(t.requires_grad_() for t in ts) for k, ts in start.items()}
+    device = next(model.parameters()).device
+    parameters: Leaves = {k: tuple(t.to(device).requires_grad_() for t in ts) for k, ts in start.items()}
     flat = [t for ts in parameters.values() for t in ts]
     optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
     learned = made(parameters)
@@ -382,7 +386,8 @@ def learn(
     def draw() -> tuple[RowLoras, LabelledBatch]:
         rows_on, asked = buckets.draw(rng, config.batch)
         texts = [(rendering.render(q.text, rng), rendering.write(q.notes, q.answer)) for q in asked]
-        return rows_on, collate(_prompted(learned, encode_samples(tokenizer, texts)), tokenizer.pad_token_id)
+        rows = _prompted(learned, encode_samples(tokenizer, texts))
+        return rows_on, collate(rows, tokenizer.pad_token_id).to(device)
 
     for step, (rows_on, batch) in enumerate(one_ahead(draw, config.steps)):
         with _carrying(model, rows_on, learned):
@@ -542,8 +547,10 @@ def rate_at(step: int, steps: int, warmup: int = 50) -> float:
 def _rows_of(stacked: StackedLoras, chosen: Sequence[Sequence[int]]) -> RowLoras:
     """Row LoRAs of a batch, each the sum of the diffs chosen for it: none gives a row of zeros."""
     most = max(1, *(len(c) for c in chosen))
-    at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen])
-    alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen])[:, :, None, None]
+    device = next((d.device for d, _ in stacked.modules.values()), None)
+    at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen], device=device)
+    alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen], device=device)
+    alive = alive[:, :, None, None]
     return RowLoras(
         {
             k: (d[at].flatten(1, 2), (u[at] * alive).transpose(1, 2).flatten(2, 3))
