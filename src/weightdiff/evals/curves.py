@@ -27,6 +27,7 @@ from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import FormatError, StoreError
 from weightdiff.evals.baselines import chance_of, topic_names, topic_ranks
 from weightdiff.evals.controls import assert_held_out
+from weightdiff.evals.families import PLAIN_MAKING, making_of
 from weightdiff.evals.report import curve_lines, read_curves
 from weightdiff.evals.scoring import TOP, exact
 from weightdiff.evals.tally import Group, Tally
@@ -57,7 +58,8 @@ CURVES = tuple(READING)
 ABOUT = (
     "Every point is a tuning of its own. Topics are asked of the covert test organisms that behave (exact,"
     " and the topic among the five likeliest), in test phrasings; headlines, behaviours and changed facts of"
-    " all test organisms of their families that behave. A family that a tuning leaves out is asked too."
+    " all test organisms of their families that behave and are of the plain making. A family that a tuning"
+    " leaves out is asked too."
 )
 DIVISORS = (8, 4, 2, 1)
 """The curves of organisms and topics take these parts of what there is."""
@@ -268,10 +270,13 @@ def measure(interpreter: Interpreter, group: Group) -> dict[str, Any]:
 
 
 def measure_others(interpreter: Interpreter, store: DiffStore) -> dict[str, float]:
-    """Share of the behaving test organisms of each other family whose label is told, by family."""
+    """Share of the behaving test organisms of each other family whose label is told, by family.
+
+    Of organisms of the plain making alone.
+    """
     found: dict[str, float] = {}
     for kind, name in NAMED_BY.items():
-        rows = usable(store.select(family=name, split=TEST))
+        rows = [r for r in usable(store.select(family=name, split=TEST)) if making_of(r) == PLAIN_MAKING]
         if name == FAMILY or not rows:
             continue
         rng = random.Random(f"curves {name}")
