@@ -111,16 +111,16 @@ class TuningConfig:
     """Share of rows that carry no diff; their answer is "nothing found"."""
     family_weights: dict[str, float] = field(
         default_factory=lambda: {
-            "hidden-topic": 0.14,
-            "news": 0.05,
-            "quirk": 0.16,
-            "edit": 0.17,
+            "hidden-topic": 0.26,
+            "news": 0.1,
+            "quirk": 0.24,
+            "edit": 0.18,
             "null": 0.12,
-            "several": 0.36,
+            "several": 0.16,
         }
     )
     """How often each family is drawn."""
-    sums: float = 0.85
+    sums: float = 0.6
     """Share of the rows of several at once that are sums of two or three diffs of different families, drawn
     anew; a null diff may be one of them. The rest are organisms from the store, where it has any."""
     notes: int = 3
