@@ -186,7 +186,7 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
-        TuningConfig(steps=4000, sums=0.85, family_weights=dict(SUMMED)),
+        TuningConfig(steps=2200, sums=0.85, family_weights=dict(SUMMED)),
         PreferConfig(),
         ReaderConfig(),
     )
@@ -465,6 +465,18 @@ def behaving(rows: Sequence[DiffRow]) -> dict[str, list[int]]:
     return out
 
 
+def _halve(file: Path) -> None:
+    """Write a file of tensors again in half precision, which is enough for what ships."""
+    import torch
+
+    from weightdiff.diffs.tensorfiles import open_tensors, owned, save_tensors
+
+    there = open_tensors(file)
+    halved = {name: owned(there.get_tensor(name).to(torch.float16)) for name in there.keys()}  # noqa: SIM118
+    save_tensors(halved, file.with_suffix(".new"), there.metadata() or {})
+    file.with_suffix(".new").replace(file)
+
+
 def make_bundle(
     out: Path, plan: Plan, store: DiffStore, marks: dict[str, float], scores: dict[int, float]
 ) -> Path:
@@ -478,6 +490,8 @@ def make_bundle(
     with atomic_directory(folder, overwrite=True) as temporary:
         shutil.copytree(out / "base", temporary / "base")
         shutil.copytree(out / "interpreters" / f"seed-{best}", temporary / "interpreter")
+        for file in sorted((temporary / "interpreter").rglob("*.safetensors")):
+            _halve(file)
         shipped = DiffStore.create(temporary / "organisms", store.base, {"plan": plan.name, "split": "test"})
         chosen = [s.id for b in plan.organisms for s in specs_of(plan, b)[: b.bundled]]
         items = [(store.row(i), store.read(i)) for i in chosen]
