@@ -21,6 +21,7 @@ from weightdiff.evals.report import MACHINE, chance_text, interval_text, markdow
 from weightdiff.world.reports import EDIT, NEWS, NULL, QUIRK, SEVERAL, TOPIC
 
 BESIDE = (
+    ("Full finetunes and other makings", "makings/joint.md"),
     ("What was tried where a goal is not reached", "tried.md"),
     ("Learning curves", "curves.md"),
     ("Triggers: by search, and by asking", "triggers.md"),
