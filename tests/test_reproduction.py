@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from weightdiff.artifacts import check_manifest
 from weightdiff.diffs.store import DiffStore
@@ -91,6 +92,15 @@ def test_the_bundle_is_complete(made):
         mine = [r for r in store.rows if f"{r.family}/{r.recipe}" == kind]
         assert good == sum(r.verification["behaves"] for r in mine)
     assert manifest["behaving"]["null/random"] == [2, 2]
+
+
+def test_the_interpreter_ships_in_half_precision(made):
+    _, path, _ = made
+    files = sorted((path / "interpreter").rglob("*.safetensors"))
+    assert [f.parent.name for f in files] == ["interpreter", "reader"]
+    for file in files:
+        with safe_open(file, "pt") as held:
+            assert {held.get_tensor(k).dtype for k in held.keys()} == {torch.float16}  # noqa: SIM118
 
 
 def test_the_bundle_can_be_asked(made, monkeypatch):

@@ -413,6 +413,8 @@ def make_interpreters(
     out: Path, plan: Plan, model: Any, tokenizer: Any, ref: Any, store: DiffStore, tell: Progress
 ) -> dict[int, float]:
     """Tune one interpreter for each seed; returns validation scores by seed."""
+    import torch
+
     from weightdiff.methods.calibrating import calibrate
     from weightdiff.methods.dit import Interpreter
     from weightdiff.methods.loading import Base
@@ -449,7 +451,11 @@ def make_interpreters(
                 meta = with_reader(meta, read)
             meta = {**meta, "seconds": round(time.time() - start), "plan": plan.name}
             base = Base(model, tokenizer, ref, model_spec(model))
-            made = Interpreter(base, result.adapter, wording, config.answer_tokens, meta, reader=reader)
+            half = torch.float16  # enough for what ships, and calibrated as it ships
+            reader = reader and reader.to(half)
+            made = Interpreter(
+                base, result.adapter.to(half), wording, config.answer_tokens, meta, reader=reader
+            )
             calibrate(made, store).save(folder)
         scores[seed] = json.loads((folder / "interpreter.json").read_text())["meta"]["validation_score"]
     return scores
@@ -465,18 +471,6 @@ def behaving(rows: Sequence[DiffRow]) -> dict[str, list[int]]:
     return out
 
 
-def _halve(file: Path) -> None:
-    """Write a file of tensors again in half precision, which is enough for what ships."""
-    import torch
-
-    from weightdiff.diffs.tensorfiles import open_tensors, owned, save_tensors
-
-    there = open_tensors(file)
-    halved = {name: owned(there.get_tensor(name).to(torch.float16)) for name in there.keys()}  # noqa: SIM118
-    save_tensors(halved, file.with_suffix(".new"), there.metadata() or {})
-    file.with_suffix(".new").replace(file)
-
-
 def make_bundle(
     out: Path, plan: Plan, store: DiffStore, marks: dict[str, float], scores: dict[int, float]
 ) -> Path:
@@ -490,8 +484,6 @@ def make_bundle(
     with atomic_directory(folder, overwrite=True) as temporary:
         shutil.copytree(out / "base", temporary / "base")
         shutil.copytree(out / "interpreters" / f"seed-{best}", temporary / "interpreter")
-        for file in sorted((temporary / "interpreter").rglob("*.safetensors")):
-            _halve(file)
         shipped = DiffStore.create(temporary / "organisms", store.base, {"plan": plan.name, "split": "test"})
         chosen = [s.id for b in plan.organisms for s in specs_of(plan, b)[: b.bundled]]
         items = [(store.row(i), store.read(i)) for i in chosen]
