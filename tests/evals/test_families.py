@@ -24,7 +24,7 @@ from weightdiff.methods.dit import Interpreter
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms import family
 from weightdiff.organisms.asking import parts_of
-from weightdiff.organisms.makings import MAKINGS, vary
+from weightdiff.organisms.makings import MAKINGS, making_of, vary
 from weightdiff.training.factory import make_row, random_diff
 from weightdiff.world import load_world
 from weightdiff.world.reports import HELD_OUT_KINDS, Part, ask, kinds_for
@@ -132,7 +132,7 @@ def test_what_a_topic_is_asked(store: DiffStore) -> None:
 def test_twins_of_other_makings_are_asked_the_same(store: DiffStore) -> None:
     rows = store.select(recipe="covert", split="test")
     first = [r for r in rows if r.label == rows[0].label]
-    assert {families.making_of(r) for r in first} == {"r2", "r8", "full", "r32"}
+    assert {making_of(r) for r in first} == {"r2", "r8", "full", "r32"}
     texts = [[q.text for *_, q in questions_for(r)] for r in first]
     assert all(t == texts[0] for t in texts)
 
@@ -246,7 +246,7 @@ def test_quick_keeps_the_first_of_each_kind(scripted: Any, store: DiffStore, mon
     monkeypatch.setattr(families, "QUICK_ROWS", 1)
     found = interview(scripted(), store, quick=True)
     behaving = [r for r in store.select(split="test") if r.behaves]
-    groups = {(r.family, r.recipe, families.making_of(r)): r.id for r in reversed(behaving)}
+    groups = {(r.family, r.recipe, making_of(r)): r.id for r in reversed(behaving)}
     assert {r.row for r in found.replies} - {""} == set(groups.values())
     assert found.sizes["hidden-topic/covert"]["diffs"] == 3
 

@@ -27,7 +27,6 @@ from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import FormatError, StoreError
 from weightdiff.evals.baselines import chance_of, topic_names, topic_ranks
 from weightdiff.evals.controls import assert_held_out
-from weightdiff.evals.families import PLAIN_MAKING, making_of
 from weightdiff.evals.report import curve_lines, read_curves
 from weightdiff.evals.scoring import TOP, exact
 from weightdiff.evals.tally import Group, Tally
@@ -35,6 +34,7 @@ from weightdiff.methods.dit import Interpreter
 from weightdiff.methods.loading import Base
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms.asking import parts_of
+from weightdiff.organisms.makings import PLAIN, making_of
 from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.organisms.verify import check_known
 from weightdiff.training.tuning import TuningConfig, tune, usable
@@ -276,7 +276,7 @@ def measure_others(interpreter: Interpreter, store: DiffStore) -> dict[str, floa
     """
     found: dict[str, float] = {}
     for kind, name in NAMED_BY.items():
-        rows = [r for r in usable(store.select(family=name, split=TEST)) if making_of(r) == PLAIN_MAKING]
+        rows = [r for r in usable(store.select(family=name, split=TEST)) if making_of(r) == PLAIN]
         if name == FAMILY or not rows:
             continue
         rng = random.Random(f"curves {name}")

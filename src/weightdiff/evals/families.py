@@ -20,6 +20,7 @@ from weightdiff.evals.main_job import seed_of
 from weightdiff.methods.base import Answer
 from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.base import NOTHING_FOUND
+from weightdiff.organisms.makings import PLAIN, making_of
 from weightdiff.organisms.questions import phrasings
 from weightdiff.organisms.verify import check_known, slots_in
 from weightdiff.training.tuning import rank_of
@@ -50,8 +51,6 @@ JOINT, SINGLE = "dit", "dit-single"
 """Who answers: the interpreter of all families, or one that was tuned on one family alone."""
 NO_DIFF = "no diff"
 """The bare base's recipe, in the place of one."""
-PLAIN_MAKING = "r2"
-"""The making of organisms that record none."""
 OWN_KIND = {f: kind for kind, f in NAMED_BY.items()}
 """Family → the open kind of question that its label answers."""
 NULL_KINDS = (*NAMED_BY, "kind", "any_change")
@@ -123,11 +122,6 @@ class Interview:
     """Probability from which on findings are told at `MAX_FPR`; None: the calibration cannot tell."""
     untold: str = ""
     """Why there is no threshold."""
-
-
-def making_of(row: DiffRow) -> str:
-    """How an organism was trained, by name."""
-    return str(row.record.get("params", {}).get("making", PLAIN_MAKING))
 
 
 def questions_for(row: DiffRow) -> list[Asked]:
@@ -275,7 +269,7 @@ def _groups(rows: Sequence[DiffRow]) -> dict[str, list[DiffRow]]:
     out: dict[str, list[DiffRow]] = {}
     for row in rows:
         making = making_of(row)
-        name = f"{row.family}/{row.recipe}" + (f", {making}" if making != PLAIN_MAKING else "")
+        name = f"{row.family}/{row.recipe}" + (f", {making}" if making != PLAIN else "")
         out.setdefault(name, []).append(row)
     return out
 
@@ -313,7 +307,7 @@ def _reply(method: str, row: DiffRow | None, phrasing: str, question: Question, 
         row="",
         family=NULL,
         recipe=NO_DIFF,
-        making=PLAIN_MAKING,
+        making=PLAIN,
         form="",
         held_out="",
         label="",

@@ -13,7 +13,6 @@ from weightdiff.evals.families import (
     NO_DIFF,
     NULL_KINDS,
     OWN_KIND,
-    PLAIN_MAKING,
     SEEN,
     SINGLE,
     SINGLES,
@@ -47,6 +46,7 @@ from weightdiff.evals.family_goals import (
 from weightdiff.evals.family_tables import Tables, chance_of, pick
 from weightdiff.evals.metrics import ResultRow
 from weightdiff.organisms.base import NOTHING_FOUND
+from weightdiff.organisms.makings import PLAIN
 from weightdiff.organisms.makings import UNSEEN as UNSEEN_MAKINGS
 from weightdiff.world.reports import (
     COMPARISONS,
@@ -74,7 +74,7 @@ def rows_of(found: Interview) -> list[ResultRow]:
     joint = pick(found.replies, method=JOINT)
     unseen = pick(joint, phrasing=UNSEEN)
     own = [r for r in unseen if r.kind == OWN_KIND.get(r.family)]
-    plain = pick(own, making=PLAIN_MAKING)
+    plain = pick(own, making=PLAIN)
     own_questions(t, plain)
     forms(t, plain)
     held_out_behaviours(t, plain)
@@ -140,7 +140,7 @@ def singles(t: Tables, plain: Sequence[Reply], single: Sequence[Reply]) -> None:
     joint = {(r.row, r.question): r for r in plain}
     for f in SINGLES:
         kind = OWN_KIND[f]
-        both = [(joint[r.row, r.question], r) for r in pick(single, family=f, making=PLAIN_MAKING)]
+        both = [(joint[r.row, r.question], r) for r in pick(single, family=f, making=PLAIN)]
         t.share([r for _, r in both], (f, ALL, kind, EXACT), method=SINGLE, chance=chance_of(kind))
         t.share([r for r, _ in both], (f, ALL, kind, EXACT), note="the same", chance=chance_of(kind))
         pairs = [(a.marks[EXACT], b.marks[EXACT], a.cluster) for a, b in both]
@@ -152,7 +152,7 @@ def makings(t: Tables, own: Sequence[Reply]) -> None:
     t.name = "By making"
     unseen = tuple(m.name for m in UNSEEN_MAKINGS)
     for f in SINGLES:
-        recipes = tuple(sorted({r.recipe for r in pick(own, family=f) if r.making != PLAIN_MAKING}))
+        recipes = tuple(sorted({r.recipe for r in pick(own, family=f) if r.making != PLAIN}))
         group = pick(own, family=f, recipe=recipes)
         for making in sorted({r.making for r in group}):
             key = (f, " and ".join(recipes), OWN_KIND[f], f"exact, {making}")
@@ -162,9 +162,9 @@ def makings(t: Tables, own: Sequence[Reply]) -> None:
         kind = OWN_KIND.get(f, OWN)
         t.paired(_twins(mine, ("full",), ("r8",)), (f, ALL, kind, FULL_GAP), note="of one label")
         for making in unseen:
-            pairs = _twins(mine, (making,), (PLAIN_MAKING,))
+            pairs = _twins(mine, (making,), (PLAIN,))
             t.paired(pairs, (f, ALL, kind, f"{making} − r2"), note="of one label")
-        t.paired(_twins(mine, unseen, (PLAIN_MAKING,)), (f, ALL, kind, MAKING_GAP), note="of one label")
+        t.paired(_twins(mine, unseen, (PLAIN,)), (f, ALL, kind, MAKING_GAP), note="of one label")
 
 
 def _twins(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from weightdiff.evals.goals import goal_of
 from weightdiff.evals.metrics import Estimate, ResultRow, clustered_mean, clustered_median
+from weightdiff.organisms.makings import PLAIN, making_of
 from weightdiff.organisms.questions import phrasings
 from weightdiff.world import TEST
 
@@ -33,8 +34,9 @@ class Group:
 
     @classmethod
     def read(cls, store: DiffStore, family: str, recipe: str, limit: int | None = None) -> Group:
-        """Read a group's diffs, all or `limit` of them drawn by a fixed seed."""
+        """Read a group's diffs of the plain making, all or `limit` of them drawn by a fixed seed."""
         rows = store.select(family=family, recipe=recipe, split=TEST)
+        rows = [r for r in rows if making_of(r) == PLAIN]
         if limit is not None and len(rows) > limit:
             kept = sorted(random.Random(f"quick {family} {recipe}").sample(range(len(rows)), limit))
             rows = [rows[i] for i in kept]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from weightdiff.diffs.shards import DiffRow
 from weightdiff.organisms.base import OrganismSpec
 
 
@@ -42,6 +43,15 @@ UNSEEN = (Making("r32", 32, lr=0.3), Making("r2-sgd", 2, "sgd", 30.0), Making("r
 FULL = (Making("full", full=True, lr=0.06),)
 MAKINGS = {"seen": SEEN, "unseen": UNSEEN, "full": FULL, "r8": (SEEN[3],)}
 """Makings by the name that a plan gives them."""
+
+
+PLAIN = "r2"
+"""The making of organisms that record none."""
+
+
+def making_of(row: DiffRow) -> str:
+    """How an organism was trained, by name."""
+    return str(row.record.get("params", {}).get("making", PLAIN))
 
 
 def vary(specs: Sequence[OrganismSpec], makings: Sequence[Making]) -> list[OrganismSpec]:
