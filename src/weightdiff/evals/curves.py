@@ -18,16 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from weightdiff.artifacts import atomic_write_json, differing
-from weightdiff.diffs.factors import tensors_of
 from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import FormatError, StoreError
 from weightdiff.evals.baselines import chance_of, topic_names, topic_ranks
 from weightdiff.evals.controls import assert_held_out
 from weightdiff.evals.report import curve_lines, read_curves
+from weightdiff.evals.runner import digest
 from weightdiff.evals.scoring import TOP, exact
 from weightdiff.evals.tally import Group, Tally
 from weightdiff.methods.dit import Interpreter
@@ -39,7 +37,7 @@ from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.organisms.verify import check_known
 from weightdiff.training.tuning import TuningConfig, tune, usable
 from weightdiff.world import TEST
-from weightdiff.world.reports import NAMED_BY, agrees, ask
+from weightdiff.world.reports import NAMED_BY, SEVERAL, agrees, ask
 
 FAMILY, RECIPE = "hidden-topic", "covert"
 KIND, VERSION = "weightdiff-curves", 1
@@ -169,7 +167,7 @@ class Setup:
             "rendering": _digest(self.rendering.to_json()),
             "world": _digest([topic_names(), asked]),
             "tuning": asdict(self.config),
-            "reader": _print_of(self.reader) if self.reader else "none",
+            "reader": digest(self.reader)[:16] if self.reader else "none",
         }
 
 
@@ -297,6 +295,8 @@ def _point(
     ids = [r.id for r in others if r.family not in subset.without and r.id in taken]
     ids += sorted(subset.ids)
     config = setup.config if subset.rank is None else replace(setup.config, rank=subset.rank)
+    if SEVERAL in subset.without:  # sums of other families are several at once, too
+        config = replace(config, sums=0.0)
 
     def show(line: dict[str, float]) -> None:
         tell(line["step"], f"loss {line['loss']:.3f}")
@@ -374,16 +374,6 @@ def _of_every_kind(covert: list[DiffRow], others: Sequence[list[DiffRow]], divis
     taken = covert[: max(1, len(covert) // divisor)]
     subset = _subset("all organisms", len(taken) + len(ids), taken)
     return subset if len(ids) == sum(map(len, others)) else replace(subset, others=ids)
-
-
-def _print_of(diff: WeightDiff) -> str:
-    """A fingerprint of a diff's tensors."""
-    found = hashlib.sha256()
-    for name, m in sorted(diff.modules.items()):
-        found.update(name.encode())
-        for t in tensors_of(m):
-            found.update(t.to(torch.float32).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _parts(total: int) -> list[int]:

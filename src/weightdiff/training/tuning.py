@@ -511,13 +511,14 @@ def _any_other(own: str, parts: Sequence[Part], config: TuningConfig, rng: rando
 
 def one_ahead(make: Callable[[], T], n: int) -> Iterator[T]:
     """What `make` gives, `n` times: the next is made by another thread while one is in use."""
+    if not n:
+        return
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(make) if n else None
-        for i in range(n):
-            assert ahead is not None
-            made = ahead.result()
-            ahead = pool.submit(make) if i + 1 < n else None
+        ahead = pool.submit(make)
+        for _ in range(n - 1):
+            made, ahead = ahead.result(), pool.submit(make)
             yield made
+        yield ahead.result()
 
 
 @contextmanager
