@@ -15,15 +15,8 @@ from weightdiff.diffs.store import DiffStore
 from weightdiff.errors import StoreError
 from weightdiff.methods.dit import Interpreter
 from weightdiff.methods.loading import load_base
-from weightdiff.reproduction import (
-    PLANS,
-    STAGES,
-    full_plan,
-    miniature_plan,
-    quick_plan,
-    reproduce,
-    specs_of,
-)
+from weightdiff.plans import PLANS, full_plan, miniature_plan, quick_plan, specs_of
+from weightdiff.reproduction import STAGES, reproduce
 from weightdiff.tiny import bundle, pretrain
 from weightdiff.world import SPLITS, load_world, topic_splits
 

@@ -39,10 +39,10 @@ def reproduce(
 
     Every stage stays on disk; a stopped run goes on where it was with the same command.
     """
-    from weightdiff import reproduction
+    from weightdiff import plans, reproduction
 
     name = plan or ("quick" if quick else "full")
-    for what, given, known in (("plan", name, reproduction.PLANS), ("--until", until, reproduction.STAGES)):
+    for what, given, known in (("plan", name, plans.PLANS), ("--until", until, reproduction.STAGES)):
         if given not in known:
             raise FormatError(f"{what} cannot be {given!r}: choose one of {', '.join(known)}")
     common.quieten()
@@ -56,7 +56,7 @@ def reproduce(
                 stage, said = now, time.monotonic()
                 say(f"{now}: {_numbers(numbers)}")
 
-        made = reproduction.reproduce(where, progress=tell, plan=reproduction.PLANS[name](), until=until)
+        made = reproduction.reproduce(where, progress=tell, plan=plans.PLANS[name](), until=until)
     seconds = round(time.monotonic() - start, 1)
     if json:
         print_json({"plan": name, "until": until, "made": str(made), "seconds": seconds})
