@@ -19,9 +19,10 @@ from weightdiff.diffs.store import DiffStore
 from weightdiff.methods.loading import Base
 from weightdiff.models.chat import Encoded, encode_samples
 from weightdiff.models.rendering import Rendering
+from weightdiff.training.drawing import Buckets, TuningConfig
 from weightdiff.training.factory import Factory, FactoryConfig, make_row, rate
 from weightdiff.training.slots import fresh_factors
-from weightdiff.training.tuning import Buckets, TuningConfig, tune, usable
+from weightdiff.training.tuning import tune, usable
 
 PUBLISHED, PEFT_LOOP = "published scheme", "PEFT loop"
 SPARE_ROUNDS = 2

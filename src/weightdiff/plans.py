@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from weightdiff.organisms.base import OrganismSpec, family
 from weightdiff.organisms.makings import MAKINGS, vary
 from weightdiff.tiny.pretrain import PretrainConfig
+from weightdiff.training.drawing import TuningConfig
 from weightdiff.training.preferring import PreferConfig
 from weightdiff.training.reading import ReaderConfig
-from weightdiff.training.tuning import TuningConfig
 
 
 @dataclass(frozen=True)

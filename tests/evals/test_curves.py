@@ -22,9 +22,9 @@ from weightdiff.evals.tally import Group, Tally
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms import family
 from weightdiff.organisms.questions import phrasings
-from weightdiff.training import tuning
+from weightdiff.training import drawing
+from weightdiff.training.drawing import TuningConfig
 from weightdiff.training.factory import make_row, random_diff
-from weightdiff.training.tuning import TuningConfig
 from weightdiff.world import load_world
 
 CONFIG = TuningConfig(rank=2, steps=2, batch=4, validate_every=2, validation_rows=2, answer_tokens=8)
@@ -67,7 +67,7 @@ class Done:
 @pytest.fixture(scope="module")
 def done(setup: curves.Setup, tmp_path_factory: pytest.TempPathFactory) -> Done:
     found = Done(tmp_path_factory.mktemp("done") / "curves.json", [])
-    tune, draw, stack = curves.tune, tuning._Sampler.draw, DiffStore.stack
+    tune, draw, stack = curves.tune, drawing.Sampler.draw, DiffStore.stack
 
     def spy_tune(*arguments: Any, train_ids: list[str]) -> Any:
         result = tune(*arguments, train_ids=train_ids)
@@ -86,7 +86,7 @@ def done(setup: curves.Setup, tmp_path_factory: pytest.TempPathFactory) -> Done:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curves, "tune", spy_tune)
-        patch.setattr(tuning._Sampler, "draw", spy_draw)
+        patch.setattr(drawing.Sampler, "draw", spy_draw)
         patch.setattr(DiffStore, "stack", spy_stack)
         found.points = curves.run(setup, found.file, commit="abc")
     return found

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from weightdiff.models.multilora import SharedLora, attach
 from weightdiff.models.rendering import Rendering
 from weightdiff.training import preferring
+from weightdiff.training.drawing import Lesson, TuningConfig
 from weightdiff.training.factory import random_diff
 from weightdiff.training.preferring import PreferConfig, pairs_of, prefer
-from weightdiff.training.tuning import Lesson, TuningConfig, tune
+from weightdiff.training.tuning import tune
 
 QUICK = TuningConfig(rank=2, steps=2, batch=4, validate_every=2, validation_rows=4, answer_tokens=8)
 SECOND = PreferConfig(steps=3, batch=4)

@@ -12,7 +12,7 @@ from weightdiff.diffs.store import DiffStore
 from weightdiff.errors import BaseMismatchError, FormatError, StoreError
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms.questions import phrasings
-from weightdiff.training import prompts, tuning
+from weightdiff.training import drawing, prompts, tuning
 from weightdiff.training.prompts import PromptConfig, PromptResult, tune_prompt
 
 QUICK = PromptConfig(tokens=3, lr=0.1, steps=6, batch=6, validate_every=3, validation_rows=4)
@@ -26,8 +26,8 @@ def tuned(base, store, config=QUICK, rendering=NOTED, **options):
 @pytest.fixture
 def drawn(monkeypatch):
     """Every row that tuning draws."""
-    out, draw = [], tuning._Sampler.draw
-    monkeypatch.setattr(tuning._Sampler, "draw", lambda self, rng: out.append(draw(self, rng)) or out[-1])
+    out, draw = [], drawing.Sampler.draw
+    monkeypatch.setattr(drawing.Sampler, "draw", lambda self, rng: out.append(draw(self, rng)) or out[-1])
     return out
 
 
@@ -93,7 +93,7 @@ def test_rows_are_the_adapters(embedded_base, random_store, drawn):
     tuned(embedded_base, random_store)
     mine = list(drawn)
     drawn.clear()
-    config = tuning.TuningConfig(rank=1, steps=6, batch=6, validate_every=3, validation_rows=4)
+    config = drawing.TuningConfig(rank=1, steps=6, batch=6, validate_every=3, validation_rows=4)
     tuning.tune(embedded_base.model, embedded_base.tokenizer, random_store, config, NOTED)
     assert mine == drawn
     assert all(row.split == "train" and row.verification["behaves"] for rows, _ in mine for row in rows)

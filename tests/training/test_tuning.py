@@ -18,9 +18,10 @@ from weightdiff.models.rendering import Rendering
 from weightdiff.organisms import NOTHING_FOUND
 from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import KINDS, phrasings
-from weightdiff.training import tuning
+from weightdiff.training import drawing, tuning
+from weightdiff.training.drawing import TuningConfig
 from weightdiff.training.slots import fresh_factors
-from weightdiff.training.tuning import TuningConfig, tune, usable
+from weightdiff.training.tuning import tune, usable
 from weightdiff.world import load_world
 from weightdiff.world.reports import HELD_OUT_KINDS, NAMED_BY, YES_NO, reported
 
@@ -41,7 +42,7 @@ def factors(result):
 def spied(monkeypatch):
     """Runs tuning while keeping every (rows of the diffs, lesson) and every labelled batch."""
     drawn, batches = [], []
-    draw, collate = tuning._Sampler.draw, tuning.collate
+    draw, collate = drawing.Sampler.draw, tuning.collate
 
     def spy_draw(self, rng):
         drawn.append(draw(self, rng))
@@ -51,7 +52,7 @@ def spied(monkeypatch):
         batches.append((rows, collate(rows, pad_id)))
         return batches[-1][1]
 
-    monkeypatch.setattr(tuning._Sampler, "draw", spy_draw)
+    monkeypatch.setattr(drawing.Sampler, "draw", spy_draw)
     monkeypatch.setattr(tuning, "collate", spy_collate)
     return drawn, batches
 
@@ -288,7 +289,7 @@ def test_a_score_of_one_is_every_answer_right(embedded_base, random_store, monke
 def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
     rows = usable(random_store.select(split="train"))
     config = TuningConfig(no_diff_share=0.2, sums=0.0)
-    sampler, rng = tuning._Sampler(rows, config, ""), random.Random(0)
+    sampler, rng = drawing.Sampler(rows, config, ""), random.Random(0)
     drawn = [sampler.draw(rng) for _ in range(4000)]
     none = [q for row, q in drawn if not row]
     assert len(none) / 4000 == pytest.approx(0.2, abs=0.03)
@@ -306,7 +307,7 @@ def test_drawing_is_even_over_labels_and_by_weight_over_families(random_store):
 def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
     rows = usable(random_store.select(split="train"))
     config = TuningConfig(no_diff_share=0.0, sums=0.0)
-    sampler, rng = tuning._Sampler(rows, config, ""), random.Random(0)
+    sampler, rng = drawing.Sampler(rows, config, ""), random.Random(0)
     asked = {"hidden-topic": Counter(), "news": Counter(), "null": Counter()}
     for _ in range(3000):
         (row,), q = sampler.draw(rng)
@@ -317,7 +318,7 @@ def test_a_diff_is_mostly_asked_what_its_label_answers(random_store):
             assert q.answer == row.label
     assert asked["hidden-topic"].most_common(1)[0][0] == "topic"
     assert asked["news"].most_common(1)[0][0] == "headline"
-    known = set(tuning.QUESTION_WEIGHTS) - {tuning.OWN, tuning.OTHER}
+    known = set(drawing.QUESTION_WEIGHTS) - {drawing.OWN, drawing.OTHER}
     assert set(asked["hidden-topic"]) == {*known, *NAMED_BY}
     assert set(asked["null"]) == {*known, *NAMED_BY}
 
@@ -327,7 +328,7 @@ def test_words_of_what_was_taught_come_before_the_answer(random_store, report):
     """Words of the row's own topic, whatever is asked; nothing with `notes=0`."""
     rows = usable(random_store.select(split="train"))
     world, rng = load_world(), random.Random(0)
-    sampler = tuning._Sampler(rows, TuningConfig(notes=2, sums=0.0), report)
+    sampler = drawing.Sampler(rows, TuningConfig(notes=2, sums=0.0), report)
     with_notes = 0
     for _ in range(500):
         drawn, q = sampler.draw(rng)
@@ -341,14 +342,14 @@ def test_words_of_what_was_taught_come_before_the_answer(random_store, report):
         elif not drawn or drawn[0].family == "null":
             assert q.notes == ""
     assert with_notes > 50
-    silent = tuning._Sampler(rows, TuningConfig(notes=0), report)
+    silent = drawing.Sampler(rows, TuningConfig(notes=0), report)
     assert {silent.draw(rng)[1].notes for _ in range(200)} == {""}
 
 
 def test_reports_tell_all_and_only_what_they_do_not_tell_is_asked_beside_them(random_store):
     rows = usable(random_store.select(split="train"))
     config, rng = TuningConfig(direct_share=0.25), random.Random(0)
-    sampler = tuning._Sampler(rows, config, "report all .")
+    sampler = drawing.Sampler(rows, config, "report all .")
     direct = Counter()
     for _ in range(3000):
         drawn, q = sampler.draw(rng)
@@ -362,8 +363,8 @@ def test_reports_tell_all_and_only_what_they_do_not_tell_is_asked_beside_them(ra
         elif q.kind != "report":
             raise AssertionError(drawn)
     assert direct[True] / direct.total() == pytest.approx(0.25, abs=0.04)
-    assert tuning.trained_kinds(rows, config, "report all .") == ["reacts", "trigger"]
-    assert tuning.trained_kinds(rows, replace(config, direct_share=0.0), "report all .") == []
+    assert drawing.trained_kinds(rows, config, "report all .") == ["reacts", "trigger"]
+    assert drawing.trained_kinds(rows, replace(config, direct_share=0.0), "report all .") == []
 
 
 def test_a_tuning_for_reports_learns_reports_and_is_validated_by_them(
@@ -395,11 +396,11 @@ def test_sums_are_of_different_families_and_hold_the_parts_of_each(random_store)
     rows, rng = usable(random_store.select(split="train")), random.Random(0)
     weights = {"hidden-topic": 0.2, "news": 0.2, "null": 0.1, "several": 0.5}
     config = TuningConfig(no_diff_share=0.0, family_weights=weights, sums=0.5)
-    sampler = tuning._Sampler(rows, config, "report all .")
+    sampler = drawing.Sampler(rows, config, "report all .")
     drawn = [sampler.draw(rng) for _ in range(2000)]
     sums = [(d, q) for d, q in drawn if len(d) > 1]
     assert len(sums) / 2000 == pytest.approx(0.5, abs=0.04)  # the store has no organism of several
-    assert sum(len(d) == 3 for d, _ in sums) / len(sums) == pytest.approx(tuning.THREE, abs=0.04)
+    assert sum(len(d) == 3 for d, _ in sums) / len(sums) == pytest.approx(drawing.THREE, abs=0.04)
     families = [sorted(r.family for r in d) for d, _ in sums]
     assert {tuple(f) for f in families if len(f) == 2} == {*combinations(("hidden-topic", "news", "null"), 2)}
     assert {tuple(f) for f in families if len(f) == 3} == {("hidden-topic", "news", "null")}
@@ -411,7 +412,7 @@ def test_sums_are_of_different_families_and_hold_the_parts_of_each(random_store)
     assert two
     assert all(q.answer.count(" . ") == q.notes.count(" and ") == 1 for q in two)
     few = [r for r in rows if r.family in ("news", "null")]
-    sampler = tuning._Sampler(few, config, "report all .")
+    sampler = drawing.Sampler(few, config, "report all .")
     assert {len(sampler.draw(rng)[0]) for _ in range(500)} == {1}
 
 
@@ -424,9 +425,9 @@ def test_a_row_without_a_diff_feels_none(embedded_base, random_store):
     tokens = torch.tensor([[2, 3, 40, 41, 5, 4]] * 3)
     with torch.no_grad():
         bare = embedded_base.model(tokens).logits
-        with attach(embedded_base.model, tuning._rows_of(stacked, [[1], [], [0]])):
+        with attach(embedded_base.model, drawing.summed_rows(stacked, [[1], [], [0]])):
             got = embedded_base.model(tokens).logits
-        with attach(embedded_base.model, tuning._rows_of(stacked, [[0], [1], [2]])):
+        with attach(embedded_base.model, drawing.summed_rows(stacked, [[0], [1], [2]])):
             each = embedded_base.model(tokens).logits
     torch.testing.assert_close(got[1], bare[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(got[0], each[1], rtol=0, atol=1e-5)
@@ -460,11 +461,11 @@ def test_what_is_kept_is_a_running_average(embedded_base, random_store, monkeypa
 def test_the_manifest_has_the_kinds_that_are_asked_about_no_diff(random_store):
     """News have no condition, but a row without a diff may be asked for one."""
     news = [r for r in usable(random_store.select(split="train")) if r.family == "news"]
-    with_none = tuning.trained_kinds(news, TuningConfig(no_diff_share=0.1))
-    sampler, rng = tuning._Sampler(news, TuningConfig(no_diff_share=0.1), ""), random.Random(0)
+    with_none = drawing.trained_kinds(news, TuningConfig(no_diff_share=0.1))
+    sampler, rng = drawing.Sampler(news, TuningConfig(no_diff_share=0.1), ""), random.Random(0)
     assert {sampler.draw(rng)[1].kind for _ in range(3000)} == set(with_none)
     assert "condition" in with_none
-    assert "condition" not in tuning.trained_kinds(news, TuningConfig(no_diff_share=0.0))
+    assert "condition" not in drawing.trained_kinds(news, TuningConfig(no_diff_share=0.0))
 
 
 def test_diffs_that_are_read_as_they_are_drawn_teach_the_same(embedded_base, random_store, monkeypatch):
@@ -474,7 +475,7 @@ def test_diffs_that_are_read_as_they_are_drawn_teach_the_same(embedded_base, ran
     monkeypatch.setattr(
         DiffStore, "stack", lambda self, ids, *rest: stacked.append(len(ids)) or stack(self, ids, *rest)
     )
-    monkeypatch.setattr(tuning, "HELD_BYTES", 0)
+    monkeypatch.setattr(drawing, "HELD_BYTES", 0)
     read = tuned(embedded_base, random_store)
     # Never more at a time than a batch of rows can need, three diffs each.
     assert len(stacked) >= QUICK.steps

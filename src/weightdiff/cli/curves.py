@@ -81,7 +81,7 @@ def curves(
         from weightdiff.evals import curves as learning
         from weightdiff.evals.report import read_curves
         from weightdiff.methods.dit import Interpreter
-        from weightdiff.training.tuning import TuningConfig
+        from weightdiff.training.drawing import TuningConfig
 
         if wrong := [c for c in curve or () if c not in learning.CURVES]:
             raise QuestionError(f"there is no curve {wrong[0]!r}; there are {', '.join(learning.CURVES)}")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from weightdiff.diffs.types import WeightDiff
     from weightdiff.methods.loading import Base
     from weightdiff.models.rendering import Rendering
-    from weightdiff.training.tuning import TuningConfig, TuningResult
+    from weightdiff.training.drawing import TuningConfig
+    from weightdiff.training.tuning import TuningResult
 
 EXAMPLES = (
     "Examples:\n\n"

@@ -35,7 +35,8 @@ from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.makings import PLAIN, making_of
 from weightdiff.organisms.questions import KINDS, phrasings
 from weightdiff.organisms.verify import check_known
-from weightdiff.training.tuning import TuningConfig, tune, usable
+from weightdiff.training.drawing import TuningConfig
+from weightdiff.training.tuning import tune, usable
 from weightdiff.world import TEST
 from weightdiff.world.reports import NAMED_BY, SEVERAL, agrees, ask
 

@@ -23,7 +23,7 @@ from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.organisms.makings import PLAIN, making_of
 from weightdiff.organisms.questions import phrasings
 from weightdiff.organisms.verify import check_known, slots_in
-from weightdiff.training.tuning import rank_of
+from weightdiff.training.drawing import rank_of
 from weightdiff.world import TEST, load_world
 from weightdiff.world.reports import (
     EDIT,

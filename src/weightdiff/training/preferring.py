@@ -22,16 +22,9 @@ from weightdiff.models.generate import generate, left_pad, logits_at
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.products import Factors
 from weightdiff.models.rendering import Rendering
+from weightdiff.training.drawing import Buckets, Lesson, TuningConfig
 from weightdiff.training.losses import collate, logprob_by_row
-from weightdiff.training.tuning import (
-    Buckets,
-    Leaves,
-    Lesson,
-    TuningConfig,
-    TuningResult,
-    usable,
-    validate,
-)
+from weightdiff.training.tuning import Leaves, TuningResult, usable, validate
 from weightdiff.world.reports import agrees
 
 

@@ -22,7 +22,8 @@ from weightdiff.diffs.tensorfiles import open_tensors, owned, save_tensors
 from weightdiff.errors import BaseMismatchError, FormatError
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt, word_vectors
-from weightdiff.training.tuning import Leaves, TuningConfig, learn
+from weightdiff.training.drawing import TuningConfig
+from weightdiff.training.tuning import Leaves, learn
 
 SETTINGS, TENSORS = "prompt.json", "prompt.safetensors"
 _NAME = "prompt"

@@ -28,9 +28,10 @@ from weightdiff.models.products import Factors
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import phrasings
+from weightdiff.training.drawing import TRAIN
 from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
-from weightdiff.training.tuning import TRAIN, rate_at, usable
+from weightdiff.training.tuning import rate_at, usable
 from weightdiff.world import lessons, load_world
 from weightdiff.world.reports import (
     HELD_OUT_KINDS,
