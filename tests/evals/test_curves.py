@@ -194,6 +194,26 @@ def test_a_page_has_a_table_for_each_curve_in_the_order_of_size(done: Done) -> N
     assert [int(x) for x in sizes] == [done.points[-1]["size"], larger[0]["size"]]
 
 
+def test_a_page_shows_curves_of_other_names_too(done: Done) -> None:
+    text = curves.to_page([{**done.points[0], "what": "labels"}], {})
+    assert "## By labels\n\n| what | size |" in text
+
+
+def test_no_sums_are_made_before_several_at_once_come_in(setup: curves.Setup, monkeypatch: Any) -> None:
+    sums = []
+
+    def spy(*arguments: Any, **_: Any) -> Any:
+        sums.append(arguments[3].sums)
+        raise StopIteration
+
+    monkeypatch.setattr(curves, "tune", spy)
+    for without in ({"several", "news"}, {"news"}, set[str]()):
+        subset = curves.Subset("families", 1, frozenset(), 0, frozenset(without))
+        with pytest.raises(StopIteration):
+            curves._point(setup, subset, [], curves._asked(setup.store), lambda *_: None)
+    assert sums == [0.0, CONFIG.sums, CONFIG.sums]
+
+
 def test_the_reader_is_part_of_what_has_to_agree(setup: curves.Setup, done: Done) -> None:
     lent = random_diff(setup.base.spec, 1, 0, 1.0)
     with pytest.raises(FormatError, match=r"other settings \(reader none, not [0-9a-f]{16}\)"):

@@ -235,7 +235,8 @@ def to_page(points: Sequence[Mapping[str, Any]], made: Mapping[str, str]) -> str
     lines = ["# Learning curves", "", *(f"- {name}: {value}" for name, value in made.items()), "", ABOUT]
     for what in dict.fromkeys(p["what"] for p in points):
         mine = sorted((dict(p) for p in points if p["what"] == what), key=lambda p: p["size"])
-        lines += ["", f"## By {what}", "", READING[what], "", *curve_lines(mine)]
+        about = [READING[what], ""] if what in READING else []
+        lines += ["", f"## By {what}", "", *about, *curve_lines(mine)]
     return "\n".join(lines) + "\n"
 
 
