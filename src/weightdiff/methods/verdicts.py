@@ -1,7 +1,7 @@
 """Verdicts on yes/no questions that follow from what a reader says before them.
 
 A reader names what it found and what is asked, side by side, and then says yes or no. Both names are its own
-reading; whether they are the same is no matter of reading, and is not left to it.
+reading, and a verdict that does not follow from them is taken for a slip.
 """
 
 from __future__ import annotations
