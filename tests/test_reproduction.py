@@ -247,6 +247,21 @@ def test_the_full_plan_is_large_enough():
     assert not seen & {s.label for s in held_out}
 
 
+def test_bases_of_two_sizes_are_compared_on_organisms_of_the_full_plan():
+    half, whole = PLANS["half-width"](), PLANS["whole-width"]()
+    assert (half.organisms, half.tuning) == (whole.organisms, whole.tuning)
+    assert whole.pretrain == full_plan().pretrain
+    assert whole.pretrain.hidden == 2 * half.pretrain.hidden
+    assert (half.pretrain.tokens, half.pretrain.late_tokens) == (
+        whole.pretrain.tokens,
+        whole.pretrain.late_tokens,
+    )
+    known = {s.id: s for b in full_plan().organisms for s in specs_of(full_plan(), b)}
+    mine = [s for b in half.organisms for s in specs_of(half, b)]
+    assert all(known[s.id] == s for s in mine)
+    assert {s.split for s in mine} == set(SPLITS)
+
+
 def test_another_plan_of_organisms_steps(tmp_path):
     plan = replace(miniature_plan(), steps={})
     batch = plan.organisms[0]

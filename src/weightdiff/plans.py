@@ -1,6 +1,7 @@
 """Plans: how many organisms of what a reproduction makes, and with which settings everything is trained.
 
-`full` made the shipped bundle, `quick` is a smaller one, `miniature` is for tests.
+`full` made the shipped bundle, `quick` is a smaller one, `miniature` is for tests; `half-width` and
+`whole-width` are two bases to compare.
 """
 
 from __future__ import annotations
@@ -240,7 +241,42 @@ def miniature_plan() -> Plan:
     )
 
 
-PLANS: dict[str, Callable[[], Plan]] = {"full": full_plan, "quick": quick_plan, "miniature": miniature_plan}
+HALF, WHOLE = "half-width", "whole-width"
+
+
+def sized_plan(name: str) -> Plan:
+    """A base of half the width, or of the bundle's, and organisms enough to compare what is read on them."""
+    p = full_plan()
+    batches = tuple(
+        Batch(f, recipe, split, n, 8 if split == "test" else 0)
+        for f, recipe, *numbers in (
+            ("hidden-topic", "covert", 144, 40, 96),
+            ("news", "stories", 140, 32, 40),
+            ("null", "continued", 48, 16, 0),
+            ("null", "benign", 48, 16, 0),
+            ("null", "random", 60, 16, 0),
+        )
+        for split, n in zip(("train", "validation", "test"), numbers, strict=True)
+    )
+    narrow = replace(p.pretrain, hidden=96, heads=2, kv_heads=2, intermediate=256)
+    return replace(
+        p,
+        name=name,
+        pretrain=narrow if name == HALF else p.pretrain,
+        organisms=tuple(b for b in batches if b.n),
+        tuning=TuningConfig(steps=600),
+        preference=None,
+        tuning_seeds=1,
+    )
+
+
+PLANS: dict[str, Callable[[], Plan]] = {
+    "full": full_plan,
+    "quick": quick_plan,
+    "miniature": miniature_plan,
+    HALF: lambda: sized_plan(HALF),
+    WHOLE: lambda: sized_plan(WHOLE),
+}
 
 
 def specs_of(plan: Plan, batch: Batch) -> list[OrganismSpec]:

@@ -75,11 +75,24 @@ def test_one_curve_can_be_chosen_by_name(cli, cli_json, trained, tmp_path):
         ("families", 1),
         ("families", 2),
     ]
+    assert all("top_five" in p for p in found["points"])
     wrong = cli(*arguments, "--curve", "ranks")
     assert wrong.exit_code == 2
     assert wrong.stderr.startswith(
         "error: there is no curve 'ranks'; there are organisms, topics, organisms per"
     )
+
+
+def test_topics_are_ranked_only_if_wanted(cli, cli_json, trained, tmp_path):
+    out = tmp_path / "curves.json"
+    arguments = ("curves", "--store", trained.path, "--out", out, "--steps", 1, "--no-top-five")
+    for point in cli_json(*arguments, "--curve", "families", "--json")["points"]:
+        assert not [k for k in point if k.startswith("top_five")]
+        assert 0 <= point["low"] <= point["exact"] <= point["high"] <= 1
+    shown = cli(*arguments, "--curve", "families")
+    assert shown.exit_code == 0, shown.output
+    assert "top five" not in shown.stdout
+    assert "exact" in shown.stdout
 
 
 def test_the_bundled_store_has_nothing_to_tune_on(cli, bundle, tmp_path):

@@ -22,7 +22,9 @@ EXAMPLES = (
     "Stopped? The same command goes on where it was.\n\n"
     "Then: weightdiff eval --curves runs/curves.json --out docs/results"
 )
-COLUMNS = ("what", "size", "organisms", "topics", "exact", "95 %", "top five", "95 %")
+COLUMNS = ("what", "size", "organisms", "topics", "exact", "95 %")
+MORE = {"top_five": "top five", "news": "headlines", "quirk": "behaviours", "edit": "facts"}
+"""Further columns, of points that have them."""
 
 
 def curves(
@@ -52,6 +54,13 @@ def curves(
         list[Path] | None,
         typer.Option(help="Other files of points that the page shows too (other bases).", metavar="FILE"),
     ] = None,
+    top_five: Annotated[
+        bool,
+        typer.Option(
+            "--top-five/--no-top-five",
+            help="Rank all topics too, which takes longer than all other measuring.",
+        ),
+    ] = True,
     seed: common.SeedOption = 0,
     json: common.JsonOption = False,
 ) -> None:
@@ -92,7 +101,7 @@ def curves(
         raise InterpreterError(f"{reader} has no reader; tune one with --reader-steps, or leave --reader out")
     config = TuningConfig(seed=seed, **common.picked({"steps": steps}))
     setup = learning.Setup(
-        loaded, diffs, config, common.rendering_for(loaded.tokenizer), lent and lent.reader
+        loaded, diffs, config, common.rendering_for(loaded.tokenizer), lent and lent.reader, top_five
     )
     start = time.monotonic()
     with progress_bar("learning curves", total=1) as bar:
@@ -113,7 +122,9 @@ def curves(
         print_json({"curves": str(out), "seconds": seconds, "points": points})
         return
     typer.echo(f"{out}: {len(points)} points in {seconds} s")
-    print_table(COLUMNS, [_cells(p) for p in points], note=_about(points[0]))
+    more = [k for k in MORE if any(k in p for p in points)]
+    head = (*COLUMNS, *(MORE[k] for k in more))
+    print_table(head, [_cells(p, more) for p in points], note=_about(points[0]))
     typer.echo(f"next: weightdiff eval --curves {out}")
 
 
@@ -122,16 +133,17 @@ def _apart(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({p["subset"]: p for p in points}.values())
 
 
-def _cells(point: dict[str, Any]) -> list[Any]:
+def _cells(point: dict[str, Any], more: Sequence[str]) -> list[Any]:
     counts = [point[k] for k in ("what", "size", "organisms", "topics")]
     exact = [_share(point["exact"]), f"{_share(point['low'])} … {_share(point['high'])}"]
-    top = [_share(point["top_five"]), f"{_share(point['top_five_low'])} … {_share(point['top_five_high'])}"]
-    return [*counts, *exact, *top]
+    return [*counts, *exact, *(_share(point[k]) if k in point else "" for k in more)]
 
 
 def _about(point: dict[str, Any]) -> str:
     """What is the same for all points: who was asked, and how far guessing gets."""
-    guess = f"{_share(point['chance'])} exact, {_share(point['top_five_chance'])} in the top five"
+    guess = f"{_share(point['chance'])} exact"
+    if "top_five_chance" in point:
+        guess += f", {_share(point['top_five_chance'])} in the top five"
     return f"asked: {point['n']} test organisms of {point['labels']} topics; chance: {guess}"
 
 

@@ -32,7 +32,10 @@ def reproduce(
         str,
         typer.Option("--until", "--stage", help="Last stage to do: base, organisms, tune or bundle."),
     ] = "bundle",
-    plan: Annotated[str | None, typer.Option(help="full, quick or miniature.", hidden=True)] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="full, quick, or (to compare bases) half-width or whole-width.", hidden=True),
+    ] = None,
     json: common.JsonOption = False,
 ) -> None:
     """Make the bundle again: pretrain the base, train organisms, tune interpreters, assemble.

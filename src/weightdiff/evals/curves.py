@@ -56,9 +56,9 @@ READING = {
 CURVES = tuple(READING)
 ABOUT = (
     "Every point is a tuning of its own. Topics are asked of the covert test organisms that behave (exact,"
-    " and the topic among the five likeliest), in test phrasings; headlines, behaviours and changed facts of"
-    " all test organisms of their families that behave and are of the plain making. A family that a tuning"
-    " leaves out is asked too."
+    " and where it says so the topic among the five likeliest), in test phrasings; headlines, behaviours and"
+    " changed facts of all test organisms of their families that behave and are of the plain making. A family"
+    " that a tuning leaves out is asked too."
 )
 DIVISORS = (8, 4, 2, 1)
 """The curves of organisms and topics take these parts of what there is."""
@@ -157,6 +157,8 @@ class Setup:
     """How questions are worded."""
     reader: WeightDiff | None = None
     """A LoRA with which the base reads what interpreters report, the same for all."""
+    top_five: bool = True
+    """Whether topics are ranked, too, which costs more than all other measuring."""
 
     def settings(self) -> dict[str, Any]:
         """What has to agree for points to be comparable, as JSON; long things are fingerprints."""
@@ -240,8 +242,8 @@ def to_page(points: Sequence[Mapping[str, Any]], made: Mapping[str, str]) -> str
     return "\n".join(lines) + "\n"
 
 
-def measure(interpreter: Interpreter, group: Group) -> dict[str, Any]:
-    """How often the label is told, and how often it is among the first five, as in the main job.
+def measure(interpreter: Interpreter, group: Group, top_five: bool = True) -> dict[str, Any]:
+    """How often the label is told and, if wanted, is among the first five, as in the main job.
 
     Raises:
         InterpreterError: the interpreter was tuned on what it shall be tested on.
@@ -249,24 +251,18 @@ def measure(interpreter: Interpreter, group: Group) -> dict[str, Any]:
     assert_held_out(interpreter, group.rows)
     questions, names = group.questions(group.kind), topic_names()
     answers = interpreter.answer(group.diffs, questions)
-    ranks = topic_ranks(interpreter, group, questions, names)
     right = [exact(a.text, truth) for a, truth in zip(answers, group.truths, strict=True)]
     tally = Tally([])
     tally.group(group, right, chance=chance_of(group.kind))
-    tally.group(group, [float(r <= TOP) for r in ranks], metric="top five", chance=TOP / len(names))
-    told, top = (row.to_json() for row in tally.rows)
-    return {
-        "n": told["n"],
-        "labels": told["clusters"],
-        "exact": told["mean"],
-        "low": told["low"],
-        "high": told["high"],
-        "chance": told["chance"],
-        "top_five": top["mean"],
-        "top_five_low": top["low"],
-        "top_five_high": top["high"],
-        "top_five_chance": top["chance"],
-    }
+    told = tally.rows[0].to_json()
+    found = {"n": told["n"], "labels": told["clusters"], "exact": told["mean"]}
+    found |= {k: told[k] for k in ("low", "high", "chance")}
+    if top_five:
+        ranks = topic_ranks(interpreter, group, questions, names)
+        tally.group(group, [float(r <= TOP) for r in ranks], metric="top five", chance=TOP / len(names))
+        top = tally.rows[1].to_json()
+        found |= {"top_five": top["mean"], **{f"top_five_{k}": top[k] for k in ("low", "high", "chance")}}
+    return found
 
 
 def measure_others(interpreter: Interpreter, store: DiffStore) -> dict[str, float]:
@@ -310,7 +306,7 @@ def _point(
         "organisms": len(subset.ids),
         "topics": subset.topics,
         "diffs": len(ids),
-        **measure(interpreter, group),
+        **measure(interpreter, group, setup.top_five),
         **measure_others(interpreter, setup.store),
         "steps": int(tuned.history[-1]["step"]),
         "validation_score": tuned.manifest["validation_score"],
