@@ -172,7 +172,14 @@ def full_plan() -> Plan:
         "full",
         PretrainConfig(),
         (*_validation(), *_training(), *_testing()),
-        TuningConfig(steps=2200, sums=0.85, family_weights=dict(SUMMED)),
+        TuningConfig(
+            steps=4400,
+            sums=0.85,
+            family_weights=dict(SUMMED),
+            validate_every=200,
+            validation_rows=192,
+            patience=10,
+        ),
         PreferConfig(),
         ReaderConfig(),
     )

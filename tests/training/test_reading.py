@@ -100,6 +100,20 @@ def test_what_a_report_does_not_say_is_said_to_be_so(known):
     assert any(" and " in answer and answer.endswith(" so no") for _, answer in rows)
 
 
+def test_yes_and_no_are_as_frequent_where_most_organisms_have_one_answer(known):
+    rng, said = random.Random(0), {"gated": [], "open": []}
+    for _ in range(6000):
+        text, answer = reading_row(known, rng)
+        if " , always" not in text and " , after " not in text and " , when the " not in text:
+            continue
+        for kind in {k for k, split in worded(text) if split == "train"} & set(said):
+            assert (answer == "no") == ((" , always" in text) == (kind == "gated")), (text, answer)
+            said[kind].append(answer)
+    for answers in said.values():
+        assert len(answers) > 40
+        assert 0.35 < answers.count("yes") / len(answers) < 0.65
+
+
 def test_only_the_reader_is_trained(embedded_base, random_store):
     before = {n: p.clone() for n, p in embedded_base.model.state_dict().items()}
     losses = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -44,9 +44,12 @@ from weightdiff.world.reports import (
     reported,
     told_by_report,
 )
+from weightdiff.world.signs import ALWAYS
 
 OWN = 3
 """How much oftener a question is asked that a part's name answers."""
+GATES = ("gated", "open")
+"""Kinds of question whose answer is the same for nearly all organisms: few show what they learned always."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def reading_row(known: dict[str, list[Part]], rng: random.Random) -> tuple[str, 
     kinds = kinds_for(parts)
     own = {k for k, f in NAMED_BY.items() if any(p.family == f for p in parts)}
     kind = rng.choices(kinds, [OWN if k in own else 1 for k in kinds])[0]
+    if kind in GATES and parts and rng.random() < 0.5:
+        parts = [replace(parts[0], params={**parts[0].params, "form": ALWAYS, "value": ""})]
     q = ask(kind, parts, rng, TRAIN)
     text = rng.choice(REPORT_WORDINGS).replace("{report}", reported(parts)).replace("{question}", q.text)
     return text, q.read if told_by_report(kind, parts) else NOT_SAID
