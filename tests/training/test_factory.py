@@ -59,6 +59,24 @@ def test_together_is_each_alone(embedded_base, mixed):
         assert together[spec.id][0].record["final_loss"] == pytest.approx(row.record["final_loss"], abs=2e-4)
 
 
+def test_rows_laid_end_to_end_make_the_same_organisms(embedded_base, mixed, monkeypatch):
+    lines = []
+    real = Factory._laid
+    monkeypatch.setattr(Factory, "_laid", lambda *a: lines.append(real(*a)) or lines[-1])
+    packed = made(embedded_base, mixed)
+    assert sum(line is not None for line in lines) > len(lines) / 3
+    padded = {
+        row.id: (row, diff)
+        for row, diff in Factory(
+            embedded_base.model, embedded_base.tokenizer, FactoryConfig(packed=False)
+        ).run(mixed)
+    }
+    assert max(apart(packed[i][1], padded[i][1]) for i in padded) <= 1e-4
+    for i, (row, diff) in padded.items():
+        assert packed[i][0].record["final_loss"] == pytest.approx(row.record["final_loss"], abs=2e-4)
+        assert size(diff) > 1e-3
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_refilled_slots_change_nothing(embedded_base, mixed, slots):
     whole, refilled = made(embedded_base, mixed), made(embedded_base, mixed, slots)

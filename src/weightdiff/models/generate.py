@@ -254,7 +254,12 @@ def answer_logprobs(
 
 
 def logits_at(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, positions: Tensor
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    rows: Tensor,
+    positions: Tensor,
+    position_ids: Tensor | None = None,
 ) -> Tensor:
     """The model's logits at chosen places only.
 
@@ -266,9 +271,10 @@ def logits_at(
     Args:
         model: causal LM.
         input_ids: [rows, tokens], padded on either side.
-        attention_mask: [rows, tokens].
+        attention_mask: [rows, tokens]; None: no padding.
         rows: [n] row of each place.
         positions: [n] position of each place; its logits predict the token after it.
+        position_ids: [rows, tokens], what the model takes for each token's position; None: by the mask.
 
     Returns:
         Logits [n, vocabulary] in the model's dtype.
@@ -284,8 +290,10 @@ def logits_at(
 
     free = head is not None and not head._forward_hooks and not head._forward_pre_hooks
     handle = head.register_forward_pre_hook(gather) if head is not None and free else None
-    accepted = _accepted(model)
-    extra = {"position_ids": _positions(attention_mask)} if "position_ids" in accepted else {}
+    extra = {}
+    if "position_ids" in _accepted(model):
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        extra["position_ids"] = _positions(mask) if position_ids is None else position_ids
     try:
         out = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **extra)
     finally:

@@ -37,6 +37,8 @@ class RowLoras:
     slots: int = -1
     """Number of slots; read from the factors unless there are no modules at all (diffs that change
     nothing)."""
+    one_line: bool = False
+    """Whether the batch is a single row, equal stretches of which belong to the slots in turn (`packing`)."""
 
     def __post_init__(self) -> None:
         """Check the parts against each other and take the fast way where a row tensor allows it."""
@@ -75,6 +77,8 @@ class RowLoras:
     @property
     def rows(self) -> int:
         """How many rows a batch must have."""
+        if self.one_line:
+            return 1
         if isinstance(self.row_to_slot, Tensor):
             return int(self.row_to_slot.shape[0])
         return self.slots * self.row_to_slot
@@ -174,7 +178,7 @@ def attach(
         for name, module in found.items():
             terms: list[RowTerm | SharedTerm] = []
             if rows is not None and name in rows.modules:
-                terms.append(RowTerm(name, rows.modules[name], rows.row_to_slot))
+                terms.append(RowTerm(name, rows.modules[name], rows.row_to_slot, rows.one_line))
             terms.extend(
                 SharedTerm(name, one.modules[name], one.scale, one.row_mask)
                 for one in shared

@@ -53,13 +53,16 @@ class _Cast:
 class RowTerm:
     """What row LoRAs add to one module."""
 
-    def __init__(self, name: str, factors: Factors, row_to_slot: int | Tensor) -> None:
+    def __init__(
+        self, name: str, factors: Factors, row_to_slot: int | Tensor, one_line: bool = False
+    ) -> None:
         """Lay out the rows.
 
         Args:
             name: the module's, for messages.
             factors: `down [slots, rank, in]`, `up [slots, out, rank]`.
             row_to_slot: rows per slot, or slots [rows] with -1 for none.
+            one_line: whether the slots' tokens stand in a single row, equally many of each.
         """
         self.name = name
         self.none: Tensor | None = None
@@ -70,7 +73,7 @@ class RowTerm:
         else:
             self.factors = _Cast(*factors)
             self.groups = int(factors[0].shape[0])
-            self.rows = self.groups * row_to_slot
+            self.rows = 1 if one_line else self.groups * row_to_slot
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
         """`out [rows, ..., out]` plus this term for `x [rows, ..., in]`."""

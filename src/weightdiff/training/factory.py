@@ -19,12 +19,15 @@ from weightdiff.diffs.types import LoraFactors, WeightDiff
 from weightdiff.models.chat import Encoded, encode_samples
 from weightdiff.models.generate import logits_at
 from weightdiff.models.multilora import RowLoras, attach, switched_off
+from weightdiff.models.packing import Packed, pack, packs
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.base import OrganismSpec, Sample, family
-from weightdiff.training.losses import collate, loss_by_row
+from weightdiff.training.losses import LabelledBatch, collate, loss_by_row
 from weightdiff.training.slots import Slots, fresh_factors
 
 PREFETCH_STEPS = 20
+WORTH_PACKING = 0.9
+"""Rows are laid end to end where that leaves less than this share of the padded batch's tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class FactoryConfig:
 
     slots: int = 48
     """Organisms trained at once."""
+    packed: bool = True
+    """Lay rows end to end where the base allows it and that saves enough padding; see `models.packing`."""
 
 
 @dataclass
@@ -190,23 +195,35 @@ class Factory:
         scale: float,
     ) -> list[float]:
         flat = [row for of_slot in rows for row in of_slot]
-        device = self.device
+        device, ids = self.device, [e.ids for _, e in flat]
         batch = collate([e for _, e in flat], self.tokenizer.pad_token_id).to(device)
         held_to = [i for i, (s, _) in enumerate(flat) if s.loss == "kl"]
         kl = torch.tensor(held_to, dtype=torch.long, device=device)
         weights = torch.tensor([s.weight for s, _ in flat], device=device)
         scaled = {k: (d, u * scale if scale != 1 else u) for k, (d, u) in slots.modules.items()}
-        with attach(self.model, RowLoras(scaled, per_slot)):
-            logits = logits_at(self.model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
+        line = self._laid(ids, slots.n)
+        with attach(self.model, RowLoras(scaled, per_slot, one_line=line is not None)):
+            logits = self._logits(batch, line)
             teacher, at = None, None
             if len(kl):
                 held, at = batch.only(kl), torch.isin(batch.rows, kl).nonzero()[:, 0]
                 with torch.no_grad(), switched_off(self.model):
-                    teacher = logits_at(
-                        self.model, held.input_ids, held.attention_mask, held.rows, held.positions
-                    )
+                    teacher = self._logits(held, self._laid([ids[i] for i in held_to], 1))
             by_row = loss_by_row(logits, batch, teacher, at)
             by_slot = (by_row * weights).view(slots.n, per_slot).sum(1) / per_slot
             by_slot.sum().backward()
         slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs], device=device))
         return by_slot.detach().tolist()
+
+    def _laid(self, rows: Sequence[Sequence[int]], slots: int) -> Packed | None:
+        """Rows in one line, if that spares enough padding to be worth it."""
+        if not (self.config.packed and packs(self.model)):
+            return None
+        packed = pack(rows, slots, self.tokenizer.pad_token_id, self.device)
+        return packed if packed.ids.numel() < WORTH_PACKING * packed.places.numel() else None
+
+    def _logits(self, batch: LabelledBatch, line: Packed | None) -> torch.Tensor:
+        """The base's logits where the batch has labels."""
+        if line is not None:
+            return line.logits(self.model, batch.rows, batch.positions)
+        return logits_at(self.model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)

@@ -1,0 +1,166 @@
+"""Rows laid end to end: linear layers see hardly any padding, and attention sees each row by itself.
+
+A batch is one line of tokens. Slots take equal stretches of it, so that what row LoRAs add stays one batched
+product. For attention alone, rows are taken apart and padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from weightdiff.errors import WeightDiffError
+from weightdiff.models.generate import logits_at
+
+NAME = "weightdiff-packed"
+KINDS = ("llama", "qwen2", "qwen3")
+"""Models whose attention is causal and nothing else, by `model_type`."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows in one line."""
+
+    ids: Tensor
+    """[1, tokens]; behind a slot's last row, padding."""
+    positions: Tensor
+    """[1, tokens], of each token in its row."""
+    places: Tensor
+    """[rows, longest], where each row's tokens stand in the line; behind a row's end, its first."""
+    inside: Tensor
+    """Bool [rows, longest]: what is no padding of a row."""
+    back: Tensor
+    """[tokens], where each token of the line stands in the flattened `places`; 0 for padding."""
+    used: Tensor
+    """Bool [tokens]: what is no padding of a slot."""
+
+    def logits(self, model: Any, rows: Tensor, positions: Tensor) -> Tensor:
+        """The model's logits at chosen places of rows, [n, vocabulary]; arguments as in `logits_at`."""
+        at = self.places[rows, positions]
+        with self._attended(model):
+            return logits_at(model, self.ids, None, torch.zeros_like(at), at, self.positions)
+
+    @contextmanager
+    def _attended(self, model: Any) -> Iterator[None]:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(NAME, _attention)
+        before, model.config._attn_implementation = model.config._attn_implementation, NAME
+        token = _packed.set(self)
+        try:
+            yield
+        finally:
+            _packed.reset(token)
+            model.config._attn_implementation = before
+
+
+_packed: ContextVar[Packed] = ContextVar("packed")
+
+
+def packs(model: Any) -> bool:
+    """Whether rows of this model can be laid end to end."""
+    config = getattr(model, "config", None)
+    plain = not getattr(config, "use_sliding_window", False)
+    return plain and getattr(config, "model_type", None) in KINDS
+
+
+def pack(
+    rows: Sequence[Sequence[int]], slots: int, pad_id: int, device: torch.device | str = "cpu"
+) -> Packed:
+    """Lay rows end to end.
+
+    Args:
+        rows: token ids; equally many of each slot, those of one slot next to each other.
+        slots: how many slots; each takes as long a stretch as the longest one needs.
+        pad_id: token that fills the end of the others.
+        device: where the tensors go.
+    """
+    lengths = torch.tensor([len(r) for r in rows])
+    own = lengths.view(slots, -1)
+    width, longest = int(own.sum(1).max()), int(lengths.max())
+    starts = (own.cumsum(1) - own + width * torch.arange(slots)[:, None]).flatten()
+    steps = torch.arange(longest).expand(len(rows), longest)
+    inside = steps < lengths[:, None]
+    places = starts[:, None] + steps * inside
+    at = places[inside]
+    ids = torch.full((slots * width,), pad_id)
+    positions, back = torch.zeros_like(ids), torch.zeros_like(ids)
+    used = torch.zeros_like(ids, dtype=torch.bool)
+    ids[at] = torch.tensor([token for row in rows for token in row])
+    positions[at], back[at], used[at] = steps[inside], inside.flatten().nonzero()[:, 0], True
+    made = (ids[None], positions[None], places, inside, back, used)
+    return Packed(*(t.to(device) for t in made))
+
+
+def _attention(
+    module: Any,  # noqa: ARG001 (transformers gives it)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each row.
+
+    Args:
+        module: the layer.
+        query: [1, heads, tokens, size].
+        key: [1, heads, tokens, size], of fewer heads maybe.
+        value: as `key`.
+        attention_mask: not used.
+        scaling: of the scores.
+        sliding_window: must be none.
+        softcap: must be none.
+
+    Returns:
+        [1, tokens, heads, size], and no weights.
+
+    Raises:
+        WeightDiffError: the model's attention is not plain.
+    """
+    if sliding_window is not None or softcap is not None:
+        raise WeightDiffError("rows cannot be laid end to end under sliding or soft-capped attention")
+    p = _packed.get()
+    places, inside = p.places.flatten(), p.inside.flatten()
+    q, k, v = (
+        _moved(t[0], places, p.back, p.used).unflatten(1, p.places.shape).transpose(0, 1)
+        for t in (query, key, value)
+    )
+    out = F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    line = _moved(out.transpose(0, 1).flatten(1, 2), p.back, places, inside)
+    return line.transpose(0, 1)[None], None
+
+
+def _moved(x: Tensor, to: Tensor, back: Tensor, kept: Tensor) -> Tensor:
+    """`x [heads, n, size]` at the places `to`; see `_Moved`."""
+    return cast("Tensor", _Moved.apply(x, to, back, kept))
+
+
+class _Moved(torch.autograd.Function):
+    """Tokens taken to other places; gradients are taken `back`, not added up, where a token is `kept`.
+
+    That is right as long as what is read at a second place of a token, or where there is none, has no
+    gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, to: Tensor, back: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(back, kept)
+        return x.index_select(1, to)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        back, kept = ctx.saved_tensors
+        return grads[0].index_select(1, back) * kept[:, None], None, None, None

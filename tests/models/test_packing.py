@@ -1,0 +1,122 @@
+"""Rows laid end to end give the logits and gradients of rows that are padded, and of each row alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from weightdiff.errors import WeightDiffError
+from weightdiff.models import packing
+from weightdiff.models.generate import logits_at
+from weightdiff.models.multilora import RowLoras, attach, switched_off
+from weightdiff.models.packing import pack, packs
+from weightdiff.models.spec import model_spec
+
+LENGTHS = ((3, 9), (1, 4), (6, 6))
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+@pytest.fixture
+def rows():
+    """Two rows of each of three slots, of different lengths."""
+    rng = random.Random(3)
+    return [[rng.randrange(3, 97) for _ in range(n)] for own in LENGTHS for n in own]
+
+
+@pytest.fixture(params=["llama", "qwen3"])
+def model(request, tiny_model):
+    return tiny_model(request.param).requires_grad_(False)
+
+
+def places(rows):
+    """Every place of every row."""
+    pairs = [(i, t) for i, row in enumerate(rows) for t in range(len(row))]
+    return tuple(torch.tensor(x) for x in zip(*pairs, strict=True))
+
+
+def padded(rows):
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+
+def factors(model, slots, rank=2):
+    g = torch.Generator().manual_seed(1)
+    return {
+        name: tuple(
+            (0.3 * torch.randn(*shape, generator=g)).requires_grad_()
+            for shape in ((slots, rank, width), (slots, height, rank))
+        )
+        for name, (width, height) in model_spec(model).items()
+    }
+
+
+def test_every_token_is_at_its_place(rows):
+    packed = pack(rows, 3, 0)
+    width = max(map(sum, LENGTHS))
+    assert packed.ids.shape == packed.positions.shape == (1, 3 * width)
+    assert packed.places.shape == (6, 9)
+    for i, row in enumerate(rows):
+        where = packed.places[i, : len(row)]
+        assert where.tolist() == list(range(int(where[0]), int(where[0]) + len(row)))
+        assert int(where[0]) // width == int(where[-1]) // width == i // 2
+        assert packed.ids[0, where].tolist() == row
+        assert packed.positions[0, where].tolist() == list(range(len(row)))
+        assert packed.places.flatten()[packed.back[where]].tolist() == where.tolist()
+        assert packed.inside[i].tolist() == [t < len(row) for t in range(9)]
+    assert int(packed.used.sum()) == sum(map(len, rows))
+    assert not packed.ids[0][~packed.used].any()
+
+
+def test_logits_are_those_of_each_row_alone(model, rows):
+    at = places(rows)
+    with torch.no_grad():
+        got = pack(rows, 1, 0).logits(model, *at)
+        want = torch.cat([model(torch.tensor([row])).logits[0] for row in rows])
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+def test_logits_and_gradients_are_those_of_padded_rows(model, rows):
+    at, (ids, mask) = places(rows), padded(rows)
+    weight = torch.randn(len(at[0]), model.config.vocab_size, generator=torch.Generator().manual_seed(2))
+    found = []
+    for one_line in (False, True):
+        own = factors(model, 3)
+        with attach(model, RowLoras(own, 2, one_line=one_line)):
+            logits = pack(rows, 3, 0).logits(model, *at) if one_line else logits_at(model, ids, mask, *at)
+            (logits * weight).sum().backward()
+            with torch.no_grad(), switched_off(model):
+                bare = pack(rows, 1, 0).logits(model, *at) if one_line else logits_at(model, ids, mask, *at)
+        found.append((logits.detach(), bare, {k: [t.grad for t in pair] for k, pair in own.items()}))
+    (plain, plain_bare, plain_grads), (line, line_bare, line_grads) = found
+    assert (plain - plain_bare).abs().max() > 0.01
+    torch.testing.assert_close(line, plain, **TOLERANCE)
+    torch.testing.assert_close(line_bare, plain_bare, **TOLERANCE)
+    for name, grads in plain_grads.items():
+        for a, b in zip(line_grads[name], grads, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-3)
+    assert min(float(g.abs().max()) for grads in plain_grads.values() for g in grads) > 0
+
+
+def test_the_model_is_as_it_was(model, rows):
+    before = model.config._attn_implementation
+    pack(rows, 1, 0).logits(model, *places(rows))
+    assert model.config._attn_implementation == before != packing.NAME
+    with pytest.raises(IndexError):
+        pack(rows, 1, 0).logits(model, torch.tensor([99]), torch.tensor([0]))
+    assert model.config._attn_implementation == before
+    ids = torch.tensor([rows[1]])
+    torch.testing.assert_close(model(ids).logits[0], pack([rows[1]], 1, 0).logits(model, *places([rows[1]])))
+
+
+def test_models_with_other_attention_are_left_alone(tiny_model, rows):
+    assert packs(tiny_model("llama"))
+    assert packs(tiny_model("qwen3"))
+    assert not packs(tiny_model("qwen3", use_sliding_window=True, sliding_window=4))
+    assert not packs(tiny_model("gpt2"))
+    gemma = tiny_model("gemma3")
+    assert not packs(gemma)
+    with pytest.raises(WeightDiffError, match="cannot be laid end to end under sliding"):
+        pack(rows, 1, 0).logits(gemma, *places(rows))
