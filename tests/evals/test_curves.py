@@ -150,7 +150,21 @@ def test_one_curve_alone_can_be_done(setup: curves.Setup, done: Done, tmp_path: 
     found = curves.run(setup, tmp_path / "curves.json", only=["adapter rank"])
     whole = [p for p in found if p["what"] == "adapter rank"]
     assert [p["exact"] for p in whole] == [p["exact"] for p in done.points[-8:-5]]
-    assert {p["what"] for p in found if p["subset"] not in {w["subset"] for w in whole}} == set()
+    assert found == whole == read_curves(tmp_path / "curves.json")
+
+
+def test_a_second_curve_is_added_to_the_first(setup: curves.Setup, tmp_path: Path, monkeypatch: Any) -> None:
+    """What they share is not tuned again, and a curve whose points are all there is shown with them."""
+    out, tuned = tmp_path / "curves.json", []
+    tune = curves.tune
+    monkeypatch.setattr(curves, "tune", lambda *a, **k: tuned.append(k["train_ids"]) or tune(*a, **k))
+    first = curves.run(setup, out, only=["adapter rank"])
+    assert len(tuned) == len(first)
+    both = curves.run(setup, out, only=["base parameters"])
+    assert len(tuned) == len(first)
+    assert [p["what"] for p in both] == ["adapter rank"] * len(first) + ["base parameters"]
+    assert read_curves(out) == both
+    assert json.loads(out.read_text())["curves"] == ["adapter rank", "base parameters"]
 
 
 def test_a_part_of_all_is_the_same_part_of_every_kind(setup: curves.Setup) -> None:

@@ -183,8 +183,9 @@ def run(
 ) -> list[dict[str, Any]]:
     """Tune and measure every point that `out` does not hold yet, and return all points.
 
-    Training diffs other than covert hidden topics (loud ones, news, nulls) are in every tuning, but for the
-    points that leave families out or take a part of all. Organisms that do not behave are left out, in tuning
+    Of curves that were never asked for, `out` holds no points, though they share some. Training diffs other
+    than covert hidden topics (loud ones, news, nulls) are in every tuning, but for the points that leave
+    families out or take a part of all. Organisms that do not behave are left out, in tuning
     and in measuring.
 
     Args:
@@ -203,7 +204,8 @@ def run(
     """
     WeightDiff({}, setup.store.base).check_base(setup.base.ref)
     path, settings = Path(out), setup.settings()
-    found = _finished(path, settings)
+    found, earlier = _finished(path, settings)
+    asked = earlier | set(CURVES if only is None else only)
     covert, others = _training_rows(setup.store)
     group = _asked(setup.store)
     there = {r.family for r in others} - {FAMILY}
@@ -214,6 +216,13 @@ def run(
         raise StoreError(f"{setup.store.path}: no training diffs for a curve of {' or '.join(only)}")
     todo = {s.key: s for s in plan if s.key not in found and (only is None or s.what in only)}
     steps = setup.config.steps
+    wanted = [s for s in plan if s.what in asked]
+    head = {"kind": KIND, "version": VERSION, "store": str(setup.store.path), "settings": settings}
+
+    def write() -> None:
+        curves = [c for c in CURVES if c in asked]
+        atomic_write_json(path, {**head, "curves": curves, "points": _points(wanted, found)})
+
     for i, (key, subset) in enumerate(todo.items()):
 
         def tell(step: float, words: str, before: int = i * steps, s: Subset = subset) -> None:
@@ -221,10 +230,11 @@ def run(
                 progress(before + step, f"{s.what} {s.size}  {words}", float(steps * len(todo)))
 
         found[key] = {**_point(setup, subset, others, group, tell), "commit": commit}
-        head = {"kind": KIND, "version": VERSION, "store": str(setup.store.path), "settings": settings}
-        atomic_write_json(path, {**head, "points": _points(plan, found)})
+        write()
         tell(steps, f"exact {100 * found[key]['exact']:.1f} %")
-    return _points(plan, found)
+    if asked != earlier:  # a curve may be new whose points are all there
+        write()
+    return _points(wanted, found)
 
 
 def to_page(points: Sequence[Mapping[str, Any]], made: Mapping[str, str]) -> str:
@@ -338,12 +348,12 @@ def _advice(split: str) -> str:
     return f"make some with: weightdiff organisms train --family {FAMILY} --recipe {RECIPE} --split {split} …"
 
 
-def _finished(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What an earlier run found, by the subset's key; nothing where there is no file yet."""
+def _finished(path: Path, settings: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """What an earlier run found, by the subset's key, and the curves that it was asked for."""
     if path.is_dir():
         raise FormatError(f"{path} is a folder, and learning curves are one file; give a file's path")
     if not path.exists():
-        return {}
+        return {}, set()
     points = read_curves(path)
     held: Any = json.loads(path.read_text(encoding="utf-8"))
     made = held.get("settings") if isinstance(held, dict) and held.get("kind") == KIND else None
@@ -354,7 +364,8 @@ def _finished(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]
             f"{path} was made with other settings ({other}); give another --out, or repeat the command that"
             " made it"
         )
-    return {p["subset"]: {k: v for k, v in p.items() if k not in ("what", "size")} for p in points}
+    found = {p["subset"]: {k: v for k, v in p.items() if k not in ("what", "size")} for p in points}
+    return found, set(held.get("curves") or (p["what"] for p in points))
 
 
 def _points(plan: Sequence[Subset], found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

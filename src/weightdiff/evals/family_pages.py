@@ -25,6 +25,7 @@ BESIDE = (
     ("What was tried where a goal is not reached", "tried.md"),
     ("Learning curves", "curves.md"),
     ("Triggers: by search, and by asking", "triggers.md"),
+    ("Triggers, by search alone", "search/triggers.md"),
 )
 """Pages that other commands or people write; named where they lie beside."""
 RIGHT, WRONG = 3, 2
