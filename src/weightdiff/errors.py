@@ -51,6 +51,10 @@ class InterpreterError(WeightDiffError):
     """An interpreter folder is incomplete, or does not fit the base it is put on."""
 
 
+class MemoryShortError(WeightDiffError):
+    """There is not memory enough for the smallest part that a batch can be computed in."""
+
+
 class MissingDependencyError(WeightDiffError):
     """An optional dependency is not installed; the message carries the install line.
 

@@ -33,6 +33,10 @@ class Batch:
     whole: WeightDiff | None = None
     """The diff that is merged."""
 
+    def part(self, which: slice) -> Batch:
+        """Some of it."""
+        return Batch(self.positions[which], self.diffs[which], self.whole)
+
     def merged(self, base: Base) -> AbstractContextManager[Any]:
         """The base with `whole` in its weights, if there is one."""
         return nullcontext() if self.whole is None else merged(base.model, self.whole)

@@ -6,10 +6,10 @@ Method: "Learning to Interpret Weight Differences in Language Models" (arXiv 251
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,13 +24,14 @@ from weightdiff.diffs.types import WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError, InterpreterError, QuestionError
 from weightdiff.methods.base import Answer, Method
 from weightdiff.methods.calibration import Calibration, is_finding
-from weightdiff.methods.carrying import batches, checked, distinct
+from weightdiff.methods.carrying import Batch, batches, checked, distinct
 from weightdiff.methods.loading import Base, load_base
 from weightdiff.methods.reading import Reader, Report
 from weightdiff.methods.registry import Context, register
 from weightdiff.methods.speaking import Speaker, Spoken
 from weightdiff.methods.triggering import Triggered
 from weightdiff.models.chat import encode_answers, encode_prompts
+from weightdiff.models.halving import Halving
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms.base import NOTHING_FOUND
 
@@ -40,6 +41,7 @@ READER = "reader"
 UNKNOWN = "unknown"
 """Name of the base of an adapter whose file does not tell it."""
 VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Interpreter:
         calibration: how likely its answers are to be right, where that was measured.
         threshold: findings that are less likely to be right are withheld, and "nothing found" is answered.
         reader: a LoRA with which the base reads reports, where one was tuned; see `training.reading`.
+        halving: into how many parts memory makes batches fall.
     """
 
     base: Base
@@ -66,6 +69,7 @@ class Interpreter:
     calibration: Calibration | None = None
     threshold: float = 0.0
     reader: WeightDiff | None = None
+    halving: Halving = field(default_factory=lambda: Halving("questions"), repr=False, compare=False)
 
     @classmethod
     def load(
@@ -261,19 +265,30 @@ class Interpreter:
 
     def _asked(self, diffs: Sequence[WeightDiff | None], questions: Sequence[str]) -> list[Spoken]:
         """What the finetuned model with the adapter itself says to each question about checked diffs."""
-        out: dict[int, Spoken] = {}
-        for batch in batches(self.base, diffs, self._speaker.at_once):
-            prompts = self._prompts([questions[i] for i in batch.positions])
-            with torch.no_grad(), batch.merged(self.base):
-                out |= dict(zip(batch.positions, self._speaker.say(batch.diffs, prompts), strict=True))
-        return [replace(out[i], question=questions[i]) for i in range(len(diffs))]
+
+        def say(batch: Batch) -> list[Spoken]:
+            return self._speaker.say(batch.diffs, self._prompts([questions[i] for i in batch.positions]))
+
+        said = self._in_batches(diffs, say)
+        return [replace(x, question=q) for x, q in zip(said, questions, strict=True)]
 
     def _reports(self, diffs: Sequence[WeightDiff | None]) -> list[list[Report]]:
-        out: dict[int, list[Report]] = {}
-        for batch in batches(self.base, diffs, self._speaker.at_once):
+        def said(batch: Batch) -> list[list[Report]]:
             prompts = self._prompts([self.rendering.report] * len(batch.positions))
-            with torch.no_grad(), batch.merged(self.base):
-                out |= dict(zip(batch.positions, self._speaker.said(batch.diffs, prompts), strict=True))
+            return self._speaker.said(batch.diffs, prompts)
+
+        return self._in_batches(diffs, said)
+
+    @torch.no_grad()
+    def _in_batches(
+        self, diffs: Sequence[WeightDiff | None], of_batch: Callable[[Batch], Sequence[T]]
+    ) -> list[T]:
+        """A value for each diff, in batches that memory holds; merged diffs are in the base meanwhile."""
+        out: dict[int, T] = {}
+        for batch in batches(self.base, diffs, self._speaker.at_once):
+            with batch.merged(self.base):
+                found = self.halving.run(len(batch.positions), lambda part, b=batch: of_batch(b.part(part)))
+            out |= dict(zip(batch.positions, found, strict=True))
         return [out[i] for i in range(len(diffs))]
 
     @torch.no_grad()
@@ -287,15 +302,16 @@ class Interpreter:
         keys = [(id(d), s.question, tuple(s.tokens)) for d, s in zip(diffs, said, strict=True)]
         first = {k: i for i, k in reversed(list(enumerate(keys)))}
         chosen = sorted(first.values())
-        out: dict[int, tuple[float, float]] = {}
-        for batch in batches(self.base, [diffs[i] for i in chosen], self._speaker.at_once):
+
+        def logprobs(batch: Batch, bare: bool) -> list[float]:
             at = [chosen[k] for k in batch.positions]
             prompts = self._prompts([said[i].question for i in at])
             ended = [self._speaker.ended(said[i].tokens) for i in at]
-            with batch.merged(self.base):
-                full = self._speaker.logprobs(batch.diffs, prompts, ended)
-            bare = self._speaker.logprobs(None, prompts, ended)
-            out |= dict(zip(at, zip(full, bare, strict=True), strict=True))
+            return self._speaker.logprobs(None if bare else batch.diffs, prompts, ended)
+
+        full = self._in_batches([diffs[i] for i in chosen], lambda b: logprobs(b, bare=False))
+        bare = self._in_batches([None] * len(chosen), lambda b: logprobs(b, bare=True))
+        out = dict(zip(chosen, zip(full, bare, strict=True), strict=True))
         return [out[first[k]] for k in keys]
 
     def _prompts(self, questions: Sequence[str]) -> list[list[int]]:
@@ -383,12 +399,13 @@ class Interpreter:
         self, diffs: Sequence[WeightDiff | None], questions: Sequence[str], first: Sequence[int]
     ) -> Tensor:
         """Log-probability of each token to begin what the finetuned model itself answers."""
-        out = torch.empty(len(diffs), len(first))
-        for batch in batches(self.base, diffs, self._speaker.at_once):
+
+        def ranked(batch: Batch) -> list[Tensor]:
             prompts = self._prompts([questions[i] for i in batch.positions])
-            with batch.merged(self.base):
-                out[batch.positions] = self._speaker.candidate_logprobs(batch.diffs, prompts, first)
-        return out
+            return list(self._speaker.candidate_logprobs(batch.diffs, prompts, first))
+
+        found = self._in_batches(diffs, ranked)
+        return torch.stack(found) if found else torch.empty(0, len(first))
 
 
 def gives_evidence(method: Method) -> TypeGuard[Interpreter]:

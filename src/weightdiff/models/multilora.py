@@ -74,6 +74,19 @@ class RowLoras:
         """
         return cls(stacked.modules, row_to_slot, stacked.n)
 
+    def only(self, rows: Sequence[int]) -> RowLoras:
+        """Some rows of a batch in which each slot serves one row.
+
+        Raises:
+            BatchMismatchError: slots serve several rows, or some rows carry none.
+        """
+        if self.row_to_slot != 1:
+            raise BatchMismatchError("only rows with a slot each can be taken apart")
+        at = torch.tensor(list(rows))
+        return RowLoras(
+            {k: (d[at.to(d.device)], u[at.to(u.device)]) for k, (d, u) in self.modules.items()}, 1, len(at)
+        )
+
     @property
     def rows(self) -> int:
         """How many rows a batch must have."""

@@ -18,6 +18,7 @@ from weightdiff.diffs.store import DiffRow
 from weightdiff.diffs.types import LoraFactors, WeightDiff
 from weightdiff.models.chat import Encoded, encode_samples
 from weightdiff.models.generate import logits_at
+from weightdiff.models.halving import Halving
 from weightdiff.models.multilora import RowLoras, attach, switched_off
 from weightdiff.models.packing import Packed, pack, packs
 from weightdiff.models.spec import model_spec
@@ -103,6 +104,7 @@ class Factory:
         self.config = config or FactoryConfig()
         self.shapes = model_spec(model)
         self.device = next(self.model.parameters()).device
+        self._halving = Halving("organisms")
 
     def run(
         self, specs: Sequence[OrganismSpec], progress: Callable[[int, float], None] | None = None
@@ -132,7 +134,7 @@ class Factory:
     ) -> Iterator[tuple[DiffRow, WeightDiff]]:
         """Specs whose recipes agree in rank, number of rows, scale, optimiser and what is trained."""
         recipe = specs[0].recipe
-        rows, scale = len(recipe.rows), recipe.scale
+        scale = recipe.scale
         waiting = list(reversed(specs))
         most = max(1, self.config.slots // 4) if recipe.full else self.config.slots
         n = min(most, len(specs))
@@ -160,7 +162,7 @@ class Factory:
             live = [job for job in jobs if job]
             self._prefetch(live, queues)
             batch_rows = [queue.pop(0) for queue in queues]
-            losses = self._step(slots, live, batch_rows, rows, scale)
+            losses = self._step(slots, live, batch_rows, scale)
             for slot, job in enumerate(live):
                 job.loss = 0.8 * job.loss + 0.2 * losses[slot] if job.done else losses[slot]
                 job.done += 1
@@ -191,17 +193,31 @@ class Factory:
         slots: Slots,
         jobs: list[_Job],
         rows: list[list[tuple[Sample, Encoded]]],
-        per_slot: int,
         scale: float,
     ) -> list[float]:
+        """One step of every slot, all at once or in as many parts as memory asks for; each slot's loss."""
+        losses = self._halving.run(
+            slots.n, lambda part: self._backward(slots, part, rows[part], scale), slots.forget
+        )
+        slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs], device=self.device))
+        return losses
+
+    def _backward(
+        self, slots: Slots, part: slice, rows: list[list[tuple[Sample, Encoded]]], scale: float
+    ) -> list[float]:
+        """Gradients of some slots, whose rows these are; each one's loss."""
+        n, per_slot = len(rows), len(rows[0])
         flat = [row for of_slot in rows for row in of_slot]
         device, ids = self.device, [e.ids for _, e in flat]
         batch = collate([e for _, e in flat], self.tokenizer.pad_token_id).to(device)
         held_to = [i for i, (s, _) in enumerate(flat) if s.loss == "kl"]
         kl = torch.tensor(held_to, dtype=torch.long, device=device)
         weights = torch.tensor([s.weight for s, _ in flat], device=device)
-        scaled = {k: (d, u * scale if scale != 1 else u) for k, (d, u) in slots.modules.items()}
-        line = self._laid(ids, slots.n)
+        modules = slots.modules
+        if n < slots.n:
+            modules = {k: (d[part], u[part]) for k, (d, u) in modules.items()}
+        scaled = {k: (d, u * scale if scale != 1 else u) for k, (d, u) in modules.items()}
+        line = self._laid(ids, n)
         with attach(self.model, RowLoras(scaled, per_slot, one_line=line is not None)):
             logits = self._logits(batch, line)
             teacher, at = None, None
@@ -210,9 +226,8 @@ class Factory:
                 with torch.no_grad(), switched_off(self.model):
                     teacher = self._logits(held, self._laid([ids[i] for i in held_to], 1))
             by_row = loss_by_row(logits, batch, teacher, at)
-            by_slot = (by_row * weights).view(slots.n, per_slot).sum(1) / per_slot
+            by_slot = (by_row * weights).view(n, per_slot).sum(1) / per_slot
             by_slot.sum().backward()
-        slots.step(torch.tensor([rate(job.spec, job.done) for job in jobs], device=device))
         return by_slot.detach().tolist()
 
     def _laid(self, rows: Sequence[Sequence[int]], slots: int) -> Packed | None:

@@ -109,7 +109,7 @@ def prefer(
         pairs = pairs_of(asked, prompts, said, rendering)
         line: dict[str, float] = {"step": step + 1, "pairs": len(pairs)}
         if pairs:
-            carried = _narrowed(carried, [p.row for p in pairs])
+            carried = carried.only([p.row for p in pairs])
             loss, margin = _loss(model, tokenizer, carried, pairs, policy, reference, config)
             loss.backward()
             for group in optimizer.param_groups:
@@ -187,11 +187,6 @@ def _loss(
     margin = (now[0] - before[0]) - (now[1] - before[1])
     loss = -F.logsigmoid(config.beta * margin).mean() - config.likelihood * (now[0] / lengths).mean()
     return loss, float(margin.detach().mean())
-
-
-def _narrowed(carried: RowLoras, rows: Sequence[int]) -> RowLoras:
-    at = torch.tensor(list(rows))
-    return RowLoras({k: (d[at], u[at]) for k, (d, u) in carried.modules.items()}, 1)
 
 
 def _leaves(adapter: WeightDiff) -> Leaves:

@@ -137,6 +137,10 @@ class Slots:
         shrink = ((self.clip / (square.sqrt() + 1e-6)).clamp(max=1.0) * live)[:, None, None]
         move = {"adam": self._adam, "sgd": self._sgd, "lion": self._lion}[self.optimizer]
         move([g * shrink for g in grads], lr)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all gradients."""
         for p in self._tensors:
             p.grad = None
 

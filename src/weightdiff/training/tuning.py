@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
@@ -24,6 +25,7 @@ from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import StoreError
 from weightdiff.models.chat import Encoded, encode_prompts, encode_samples
 from weightdiff.models.generate import generate, left_pad, logits_at
+from weightdiff.models.halving import Halving
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.products import Factors
 from weightdiff.models.rendering import Rendering
@@ -177,18 +179,29 @@ def learn(
         rows = _prompted(learned, encode_samples(tokenizer, texts))
         return rows_on, collate(rows, tokenizer.pad_token_id).to(device)
 
-    for step, (rows_on, batch) in enumerate(one_ahead(draw, config.steps)):
+    def backward(rows_on: RowLoras, batch: LabelledBatch, part: slice) -> list[float]:
+        own = range(batch.n_rows)[part]
+        if len(own) < batch.n_rows:
+            rows_on, some = rows_on.only(own), batch.only(torch.tensor(own, device=device))
+        else:
+            some = batch
         with _carrying(model, rows_on, learned):
-            logits = logits_at(model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
-            loss = loss_by_row(logits, batch).mean()
-            loss.backward()
+            logits = logits_at(model, some.input_ids, some.attention_mask, some.rows, some.positions)
+            losses = loss_by_row(logits, some)
+            (losses.sum() / batch.n_rows).backward()
+        return losses.detach().tolist()
+
+    halving = Halving("diffs")
+    for step, (rows_on, batch) in enumerate(one_ahead(draw, config.steps)):
+        losses = halving.run(batch.n_rows, partial(backward, rows_on, batch), optimizer.zero_grad)
+        loss = sum(losses) / len(losses)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * rate_at(step, config.steps)
         torch.nn.utils.clip_grad_norm_(flat, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _follow(average, parameters, min(config.averaging, step / (step + 10)))
-        smooth = float(loss.detach()) if not step else 0.95 * smooth + 0.05 * float(loss.detach())
+        smooth = loss if not step else 0.95 * smooth + 0.05 * loss
         line: dict[str, float] = {"step": step + 1, "loss": round(smooth, 4)}
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
             if held:
