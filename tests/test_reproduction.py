@@ -70,6 +70,7 @@ def test_the_bundle_is_complete(made):
     manifest = check_manifest(path)
     plan = miniature_plan()
     assert manifest["plan"]["name"] == "miniature"
+    assert manifest["command"] == "weightdiff reproduce --plan miniature"
     assert set(manifest["base_exam"]) >= {"words_to_name", "code_repeat"}
     assert set(manifest["validation_scores"]) == {"0", "1"}
     scores = {int(k): v for k, v in manifest["validation_scores"].items()}

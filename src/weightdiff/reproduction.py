@@ -27,6 +27,8 @@ from weightdiff.world import load_world
 
 Progress = Callable[[str, dict[str, Any]], None]
 STAGES = ("base", "organisms", "tune", "bundle")
+OPTIONS = {"full": "", "quick": " --quick"}
+"""How a plan is asked for where it is not by its name."""
 
 
 def reproduce(
@@ -253,7 +255,7 @@ def make_bundle(
             shipped.append([x for x in items if x[1].max_rank == rank], torch.float16)
         made = {
             "plan": asdict(plan),
-            "command": "weightdiff reproduce" + (" --quick" if plan.name == "quick" else ""),
+            "command": "weightdiff reproduce" + OPTIONS.get(plan.name, f" --plan {plan.name}"),
             "base_exam": marks,
             "validation_scores": {str(k): v for k, v in scores.items()},
             "interpreter_seed": best,

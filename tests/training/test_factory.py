@@ -54,7 +54,7 @@ def test_together_is_each_alone(embedded_base, mixed):
     assert set(together) == {s.id for s in mixed}
     for spec in mixed:
         (row, alone) = made(embedded_base, [spec])[spec.id]
-        assert apart(alone, together[spec.id][1]) <= 5e-5
+        assert apart(alone, together[spec.id][1]) <= 1e-5
         assert size(alone) > 1e-3
         assert together[spec.id][0].record["final_loss"] == pytest.approx(row.record["final_loss"], abs=2e-4)
 
@@ -81,12 +81,12 @@ def test_rows_laid_end_to_end_make_the_same_organisms(embedded_base, mixed, monk
 def test_refilled_slots_change_nothing(embedded_base, mixed, slots):
     whole, refilled = made(embedded_base, mixed), made(embedded_base, mixed, slots)
     assert set(whole) == set(refilled)
-    assert max(apart(whole[i][1], refilled[i][1]) for i in whole) <= 5e-5
+    assert max(apart(whole[i][1], refilled[i][1]) for i in whole) <= 1e-5
 
 
 def test_the_order_of_specs_changes_nothing(embedded_base, mixed):
     a, b = made(embedded_base, mixed, 2), made(embedded_base, mixed[::-1], 2)
-    assert max(apart(a[i][1], b[i][1]) for i in a) <= 5e-5
+    assert max(apart(a[i][1], b[i][1]) for i in a) <= 1e-5
 
 
 def test_the_base_is_bit_identical_afterwards(embedded_base, mixed):
