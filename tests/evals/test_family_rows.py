@@ -114,6 +114,31 @@ def test_forms_and_held_out_behaviours() -> None:
     assert (new.n, new.mean, new.goal) == (1, 1.0, "≥ 60 %")
 
 
+def test_the_unseen_form_is_held_against_the_others_of_its_family() -> None:
+    found = rows(
+        [
+            reply("hidden-topic", "covert", "a", form="code-front"),
+            reply("hidden-topic", "forms", "b", form="mark-start"),
+            reply("hidden-topic", "forms", "c", form="mark-anywhere"),
+            reply("hidden-topic", "forms", "d", right=False, form="mark-anywhere"),
+            reply("hidden-topic", "loud", "e", right=False, form="code-front"),  # of no main recipe
+            reply("quirk", "gated", "f", right=False, form="word"),
+            reply("quirk", "always", "g", form="always"),
+            reply("quirk", "gated", "h", form="mark-anywhere"),
+            reply("quirk", "gated", "i", form="mark-anywhere", making="r32"),
+        ]
+    )
+    topics = find(found, "hidden-topic", "all", "topic", "unseen form − seen forms")
+    assert (topics.n, topics.mean, topics.goal) == (2, -0.5, "≥ -5 points")
+    behaviours = find(found, "quirk", "all", "behaviour", "unseen form − seen forms")
+    assert (behaviours.n, behaviours.mean) == (1, 0.5)
+    both = find(found, "all", "all", "own", "unseen form − seen forms")
+    assert (both.n, both.mean, both.goal) == (3, pytest.approx(-0.5 * 2 / 3 + 0.5 / 3), "≥ -5 points")
+    assert not family_goals.reached(both)
+    only = rows([reply("hidden-topic", "forms", "b", form="mark-start")])
+    assert absent(only, "hidden-topic", "all", "topic", "unseen form − seen forms")
+
+
 def test_makings_are_compared_label_by_label() -> None:
     def made(label: str, making: str, right: bool) -> Reply:
         return reply("news", "stories", label, right, making=making)

@@ -17,7 +17,7 @@ ALL = "all"
 EXACT, SLOTS, BOTH, NOTHING = "exact", "slots", "old and new value named", "nothing found"
 COMBINATIONS, BEHAVIOURS = "exact, held-out combinations", "exact, held-out behaviours"
 PHRASING, SINGLE_GAP, EVASIVE_GAP = "unseen − seen phrasing", "joint − single", "evasive − not evasive"
-FULL_GAP, MAKING_GAP = "full − r8", "unseen makings − r2"
+FULL_GAP, MAKING_GAP, FORM_GAP = "full − r8", "unseen makings − r2", "unseen form − seen forms"
 ECE, AUROC = "calibration error", "AUROC of right against wrong"
 ALARMS, STILL = "findings at the threshold", "right at the threshold"
 TWO, TWO_SUMMED_UP = "every one of two parts named", "every one of two parts named in the summary"
@@ -100,6 +100,15 @@ def _goals() -> Iterator[FamilyGoal]:
     yield FamilyGoal(
         "unseen rank and optimiser against rank 2", (ALL, ALL, "own", MAKING_GAP), Goal("≥", -0.05)
     )
+    yield FamilyGoal(
+        "unseen form of trigger against the others", (ALL, ALL, "own", FORM_GAP), Goal("≥", -0.05)
+    )
+    for f in (TOPIC, QUIRK):
+        yield FamilyGoal(
+            f"unseen form of trigger against the others: {f}",
+            (f, ALL, OWN_KIND[f], FORM_GAP),
+            Goal("≥", -0.05),
+        )
 
 
 GOALS = tuple(_goals())

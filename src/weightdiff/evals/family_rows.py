@@ -30,6 +30,7 @@ from weightdiff.evals.family_goals import (
     EVASIVE_GAP,
     EXACT,
     FINDING_KINDS,
+    FORM_GAP,
     FULL_GAP,
     MAIN,
     MAKING_GAP,
@@ -43,9 +44,10 @@ from weightdiff.evals.family_goals import (
     main_name,
     with_goals,
 )
-from weightdiff.evals.family_tables import Tables, chance_of, pick
+from weightdiff.evals.family_tables import Pair, Tables, chance_of, pick
 from weightdiff.evals.metrics import ResultRow
 from weightdiff.organisms.base import NOTHING_FOUND
+from weightdiff.organisms.gated import HELD_OUT_FORM
 from weightdiff.organisms.makings import PLAIN
 from weightdiff.organisms.makings import UNSEEN as UNSEEN_MAKINGS
 from weightdiff.world.reports import (
@@ -105,13 +107,18 @@ def own_questions(t: Tables, plain: Sequence[Reply]) -> None:
 
 
 def forms(t: Tables, plain: Sequence[Reply]) -> None:
-    """Topics and behaviours of the main recipes, by form of trigger."""
+    """Topics and behaviours of the main recipes, by form of trigger; the held-out one against the others."""
     t.name = "By form of trigger"
+    pairs: list[Pair] = []
     for f in (TOPIC, QUIRK):
-        kind = OWN_KIND[f]
+        kind, mine = OWN_KIND[f], pick(plain, family=f, recipe=MAIN[f])
         for form in FORMS:
-            group = pick(plain, family=f, recipe=MAIN[f], form=form)
+            group = pick(mine, form=form)
             t.share(group, (f, main_name(f), kind, f"exact, {form}"), chance=chance_of(kind))
+        seen = pick(mine, form=tuple(form for form in FORMS if form != HELD_OUT_FORM))
+        pairs.append((pick(mine, form=HELD_OUT_FORM), seen))
+        t.apart(pairs[-1:], (f, ALL, kind, FORM_GAP), note=f"{main_name(f)}; unseen: {HELD_OUT_FORM}")
+    t.apart(pairs, (ALL, ALL, OWN, FORM_GAP), note="each family against its own")
 
 
 def held_out_behaviours(t: Tables, plain: Sequence[Reply]) -> None:
