@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,7 @@ def test_select(store, random_diff):
 
 def test_opening_loads_no_tensor(store, random_diff, monkeypatch):
     fill(store, random_diff)
-    monkeypatch.setattr("weightdiff.diffs.store.open_tensors", None)
+    monkeypatch.setattr("weightdiff.diffs.store.RowFile", None)
     assert len(DiffStore.open(store.path)) == 3
 
 
@@ -216,6 +217,24 @@ def test_a_truncated_shard_is_named(store, random_diff, keep):
     shard.write_bytes(data[:keep])
     with pytest.raises(StoreError, match=rf"{shard.name} is damaged: it is truncated"):
         DiffStore.open(store.path)
+
+
+def test_a_shard_that_is_cut_short_while_it_is_open_is_named(store, random_diff):
+    fill(store, random_diff)
+    store.read("d0")
+    shard = next(store.path.glob("shard-*"))
+    with open(shard, "r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    with pytest.raises(StoreError, match=rf"{shard.name} cannot be read .*shorter than when it was opened"):
+        store.stack(store.ids)
+
+
+def test_threads_read_the_same_as_one(store, random_diff):
+    fill(store, random_diff)
+    whole = {id: store.read(id) for id in store.ids}
+    with ThreadPoolExecutor(8) as pool:
+        for id, diff in zip(store.ids * 40, pool.map(store.read, store.ids * 40), strict=True):
+            assert_same(diff, whole[id])
 
 
 def test_headers_that_lie_are_refused(store, random_diff):
@@ -346,9 +365,9 @@ def test_a_store_pickles_by_path(store, random_diff):
     assert_same(again.read("d1"), store.read("d1"))
 
 
-def test_few_files_stay_mapped(store, random_diff, monkeypatch):
+def test_few_files_stay_open(store, random_diff, monkeypatch):
     monkeypatch.setattr("weightdiff.diffs.store._OPEN_SHARDS", 2)
     for prefix in "abcd":
         fill(store, random_diff, prefix=prefix)
     assert store.stack([f"{prefix}0" for prefix in "abcdabcd"]).n == 8
-    assert len(store._handles) == 2
+    assert len(store._files) == 2

@@ -14,13 +14,15 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from weightdiff.artifacts import atomic_file, parse_json
+from weightdiff.diffs.rowfiles import Place
 from weightdiff.diffs.tensorfiles import save_tensors
 from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import NonFiniteError, StoreError
@@ -103,6 +105,7 @@ class Shard:
         shapes: dotted module name → (R, in_features, out_features), in the order of `ranks`' columns.
         ranks: for each row, the true rank of every module; 0 where the row does not touch it.
         metas: for each row, the `meta` of its diff.
+        places: tensor name → where it lies in the file.
     """
 
     path: Path
@@ -110,6 +113,15 @@ class Shard:
     shapes: dict[str, tuple[int, int, int]]
     ranks: list[list[int]]
     metas: list[dict[str, Any]]
+    places: dict[str, Place]
+
+    @cached_property
+    def layouts(self) -> dict[str, tuple[Place, ...]]:
+        """Module name → what rows of its tensors must have in common to be put together."""
+        return {
+            name: tuple(replace(self.places[f"{name}.{x}"], offset=0) for x in ("down", "up", "scale"))
+            for name in self.shapes
+        }
 
 
 def write_shard(
@@ -177,6 +189,7 @@ def read_header(path: Path) -> Shard:
         names, ranks = cast(list[str], said["modules"]), cast(list[list[int]], said["ranks"])
         metas = cast(list[dict[str, Any]], said["metas"])
         shapes = _check_tensors(path, header, names, len(rows), size - 8 - length)
+        places = {name: _place(entry, 8 + length) for name, entry in header.items()}
         _check_ranks(path, ranks, metas, len(rows), [shape[0] for shape in shapes.values()])
     except StoreError:
         raise
@@ -184,7 +197,13 @@ def read_header(path: Path) -> Shard:
         raise StoreError(f"cannot read {path}: {error}; check the path and its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"its header is no diff shard's ({type(error).__name__}: {error})") from error
-    return Shard(path, rows, shapes, ranks, metas)
+    return Shard(path, rows, shapes, ranks, metas, places)
+
+
+def _place(entry: dict[str, Any], begin: int) -> Place:
+    """Where a tensor lies, from its entry in a header that was checked; tensors begin at `begin`."""
+    dtype = {**_DTYPES, **_SCALE_DTYPES}[entry["dtype"]]
+    return Place(begin + entry["data_offsets"][0], tuple(entry["shape"][1:]), dtype)
 
 
 def _damaged(path: Path, what: str) -> StoreError:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 
 from weightdiff.artifacts import atomic_write_json, read_json, remove_leftovers
 from weightdiff.diffs.factors import fold_scale
 from weightdiff.diffs.reference import ModelRef
+from weightdiff.diffs.rowfiles import RowFile
 from weightdiff.diffs.shards import DiffRow, Shard, read_header, write_shard
-from weightdiff.diffs.tensorfiles import TensorFile, open_tensors
 from weightdiff.diffs.types import LoraFactors, ModuleDelta, StackedLoras, WeightDiff, named
 from weightdiff.errors import FormatError, StoreError
 
@@ -29,7 +29,7 @@ __all__ = ["DiffRow", "DiffStore"]
 _INFO_NAME = "store.json"
 _KIND = "weightdiff-store"
 _VERSION = 1
-_OPEN_SHARDS = 256  # mapped files kept open at once
+_OPEN_SHARDS = 256  # files kept open at once
 
 
 class DiffStore:
@@ -48,12 +48,12 @@ class DiffStore:
         self.meta = meta
         self._shards: dict[str, Shard] = {}
         self._places: dict[str, tuple[Shard, int]] = {}
-        self._handles: dict[Path, TensorFile] = {}
+        self._files: dict[Path, RowFile] = {}
         self._lock = threading.Lock()
         self._refresh()
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        """Pickle by path, so that worker processes open their own mapped files."""
+        """Pickle by path, so that worker processes open their own files."""
         return (DiffStore.open, (self.path,))
 
     @classmethod
@@ -205,46 +205,50 @@ class DiffStore:
             StoreError: if there is no such id, or the shard cannot be read.
         """
         shard, i = self._place(id)
-        handle = self._handle(shard)
+        file = self._file(shard)
         modules: dict[str, ModuleDelta] = {}
         for name, rank in zip(shard.shapes, shard.ranks[i], strict=True):
             if rank:
-                down = handle.get_slice(f"{name}.down")[i, :rank].clone()
-                up = handle.get_slice(f"{name}.up")[i, :, :rank].clone(memory_format=torch.contiguous_format)
-                modules[name] = LoraFactors(down, up, float(handle.get_tensor(f"{name}.scale")[i]))
+                down, up, scale = (_rows(shard, file, f"{name}.{x}", [i])[0] for x in ("down", "up", "scale"))
+                modules[name] = LoraFactors(
+                    down[:rank].clone(),
+                    up[:, :rank].clone(memory_format=torch.contiguous_format),
+                    float(scale),
+                )
         return WeightDiff(modules, self.base, dict(shard.metas[i]))
 
     def stack(self, ids: Sequence[str], dtype: torch.dtype = torch.float32) -> StackedLoras:
-        """Load a batch of diffs in the order asked, reading only their rows from the mapped files.
+        """Load a batch of diffs in the order asked, reading only their rows from the files.
 
         Ranks are padded to each module's largest in the batch; a module that a row lacks is zero there.
 
         Raises:
             StoreError: if an id is not stored, or a shard cannot be read.
         """
-        by_shard: dict[Path, tuple[Shard, list[int], list[int]]] = {}
+        parts: dict[str, _Part] = {}
         for position, (shard, i) in enumerate(map(self._place, ids)):
-            _, positions, rows = by_shard.setdefault(shard.path, (shard, [], []))
-            positions.append(position)
-            rows.append(i)
-        modules = {
-            name: (
-                torch.zeros(len(ids), rank, width, dtype=dtype),
-                torch.zeros(len(ids), height, rank, dtype=dtype),
-            )
-            for name, (rank, width, height) in self._stacked_shapes(ids).items()
-        }
-        for shard, positions, rows in by_shard.values():
-            handle = self._handle(shard)
-            for column, name in enumerate(shard.shapes):
-                rank = max(shard.ranks[i][column] for i in rows)
-                if rank:
-                    down, up = modules[name]
-                    down[positions, :rank] = _rows(handle, f"{name}.down", rows)[:, :rank].to(dtype)
-                    scale = _rows(handle, f"{name}.scale", rows)[:, None, None]
-                    up[positions, :, :rank] = fold_scale(
-                        _rows(handle, f"{name}.up", rows)[:, :, :rank], scale, dtype
-                    )
+            if (part := parts.get(shard.path.name)) is None:
+                part = parts[shard.path.name] = _Part(shard, self._file(shard))
+            part.positions.append(position)
+            part.rows.append(i)
+        modules: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for name, (rank, width, height) in self._stacked_shapes(ids).items():
+            down = torch.zeros(len(ids), rank, width, dtype=dtype)
+            up = torch.zeros(len(ids), height, rank, dtype=dtype)
+            alike: dict[Any, list[_Part]] = {}
+            for part in parts.values():
+                if name in part.shard.shapes:
+                    alike.setdefault(part.shard.layouts[name], []).append(part)
+            for members in alike.values():
+                at = torch.tensor([position for part in members for position in part.positions])
+                downs, ups, scales = (
+                    torch.cat([_rows(part.shard, part.file, f"{name}.{x}", part.rows) for part in members])
+                    for x in ("down", "up", "scale")
+                )
+                r = min(rank, downs.shape[1])  # beyond a row's true rank there are zeros
+                down[at, :r] = downs[:, :r].to(dtype)
+                up[at, :, :r] = fold_scale(ups[:, :, :r], scales[:, None, None], dtype)
+            modules[name] = (down, up)
         return StackedLoras(modules, len(ids))
 
     def stack_bytes(self, ids: Sequence[str], dtype: torch.dtype = torch.float32) -> int:
@@ -284,22 +288,42 @@ class DiffStore:
                 self._places[row.id] = (shard, i)
             self._shards[path.name] = shard
 
-    def _handle(self, shard: Shard) -> TensorFile:
-        """Return the mapped file of a shard; the oldest of too many is let go."""
+    def _file(self, shard: Shard) -> RowFile:
+        """Return the file of a shard, open; the one opened longest ago of too many is let go."""
         with self._lock:
-            if shard.path not in self._handles:
-                while len(self._handles) >= _OPEN_SHARDS:
-                    del self._handles[next(iter(self._handles))]
+            if shard.path not in self._files:
+                while len(self._files) >= _OPEN_SHARDS:
+                    del self._files[next(iter(self._files))]
                 try:
-                    self._handles[shard.path] = open_tensors(shard.path)
-                except (OSError, SafetensorError) as error:
-                    raise StoreError(
-                        f"{shard.path} cannot be read ({error}); copy the store again"
-                    ) from error
-            return self._handles[shard.path]
+                    self._files[shard.path] = RowFile(shard.path)
+                except OSError as error:
+                    raise _unreadable(shard, error) from error
+            return self._files[shard.path]
 
 
-def _rows(handle: TensorFile, name: str, rows: list[int]) -> torch.Tensor:
-    """Return the given rows of a stacked tensor; slices are views of the file, the indexing copies."""
-    low, high = min(rows), max(rows)
-    return handle.get_slice(name)[low : high + 1][[i - low for i in rows]]
+@dataclass
+class _Part:
+    """What of a batch is in one shard."""
+
+    shard: Shard
+    file: RowFile
+    positions: list[int] = field(default_factory=list[int])
+    """In the batch."""
+    rows: list[int] = field(default_factory=list[int])
+    """In the shard."""
+
+
+def _rows(shard: Shard, file: RowFile, name: str, rows: Sequence[int]) -> torch.Tensor:
+    """Rows of one of a shard's tensors; scales, a few bytes each, are read once and kept."""
+    try:
+        if not name.endswith(".scale"):
+            return file.read(shard.places[name], rows)
+        if name not in file.kept:
+            file.kept[name] = file.read(shard.places[name], range(len(shard.rows)))
+        return file.kept[name][list(rows)]
+    except OSError as error:
+        raise _unreadable(shard, error) from error
+
+
+def _unreadable(shard: Shard, error: OSError) -> StoreError:
+    return StoreError(f"{shard.path} cannot be read ({error}); copy the store again")
