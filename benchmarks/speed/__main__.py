@@ -15,6 +15,7 @@ from benchmarks.speed.rows import Row, table
 from benchmarks.speed.run import Report, run
 from benchmarks.speed.stages import STAGES, cases
 from weightdiff.artifacts import atomic_write_json
+from weightdiff.models.memory import keep_freed_memory
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -77,4 +78,5 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command does, here for every way
     raise SystemExit(main())

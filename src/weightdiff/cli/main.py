@@ -32,6 +32,7 @@ from weightdiff.cli import (
     tune,
 )
 from weightdiff.errors import WeightDiffError, one_line
+from weightdiff.models.memory import keep_freed_memory
 
 INTERRUPTED = 130
 
@@ -104,6 +105,7 @@ def _main(
 
 def run() -> None:
     """Entry point of the console script."""
+    keep_freed_memory()
     app()
 
 

@@ -6,7 +6,9 @@ on top of its base output, with `down [rank, in]` (PEFT's lora_A) and `up [out, 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -131,10 +133,41 @@ def tensors_of(m: ModuleDelta) -> tuple[torch.Tensor, ...]:
     return (m.down, m.up) if isinstance(m, LoraFactors) else (m.delta,)
 
 
+def stacked(
+    matrices: Sequence[torch.Tensor | None],
+    shape: tuple[int, int],
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """Return matrices [n, *shape], smaller ones padded with zeros and absent ones zero.
+
+    Args:
+        matrices: in the order of the rows.
+        shape: that none of them exceeds.
+        dtype: of the result; None: one that holds them all.
+        device: of the result.
+    """
+    there = [m for m in matrices if m is not None]
+    if dtype is None:
+        dtype = functools.reduce(torch.promote_types, {m.dtype for m in there})
+    if len(there) == len(matrices) and all(tuple(m.shape) == shape for m in there):
+        return torch.stack([m.to(device, dtype) for m in there])
+    out = torch.zeros(len(matrices), *shape, dtype=dtype, device=device)
+    for row, m in zip(out, matrices, strict=True):
+        if m is not None:
+            row[: m.shape[0], : m.shape[1]] = m
+    return out
+
+
 def is_finite(m: ModuleDelta) -> bool:
     """Whether every number of a change, its scale included, is finite."""
     scale = m.scale if isinstance(m, LoraFactors) else 0.0
-    return math.isfinite(scale) and all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(m))
+    return math.isfinite(scale) and all(all_finite(tensor) for tensor in tensors_of(m))
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is finite; NaN and infinity show in a sum, which is quick, as may an overflow."""
+    return math.isfinite(float(tensor.detach().sum())) or bool(torch.isfinite(tensor).all())
 
 
 def moved(tensor: torch.Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> torch.Tensor:

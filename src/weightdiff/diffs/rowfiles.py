@@ -59,14 +59,19 @@ class RowFile:
             OSError: if the file cannot be read, or ends before the rows do.
         """
         out = torch.empty(len(rows), *place.shape, dtype=place.dtype)
-        if not out.numel():
-            return out
-        to = memoryview(cast(Any, out.view(-1).view(torch.uint8).numpy()))
+        self.read_into(bytes_of(out), place, rows, range(len(rows)))
+        return out
+
+    def read_into(self, to: memoryview, place: Place, rows: Sequence[int], at: Sequence[int]) -> None:
+        """Rows of a tensor into the bytes of another of such rows, row i to its row `at[i]`.
+
+        Raises:
+            OSError: as in `read`.
+        """
         size = place.row_bytes
         with self._lock:
-            for at, first, n in _runs(rows):
-                self._fill(to[at * size : (at + n) * size], place.offset + first * size)
-        return out
+            for i, n in _runs(rows, at):
+                self._fill(to[at[i] * size : (at[i] + n) * size], place.offset + rows[i] * size)
 
     def _fill(self, to: memoryview, offset: int) -> None:
         self._file.seek(offset)
@@ -77,10 +82,17 @@ class RowFile:
             to = to[n:]
 
 
-def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Stretches of rows that follow one another: (position, first row, how many)."""
-    at = 0
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    if not tensor.numel():
+        return memoryview(b"")
+    return memoryview(cast(Any, tensor.view(-1).view(torch.uint8).numpy()))
+
+
+def _runs(rows: Sequence[int], at: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Stretches whose rows follow one another here and there: (position, how many)."""
+    start = 0
     for i in range(1, len(rows) + 1):
-        if i == len(rows) or rows[i] != rows[i - 1] + 1:
-            yield at, rows[at], i - at
-            at = i
+        if i == len(rows) or rows[i] != rows[i - 1] + 1 or at[i] != at[i - 1] + 1:
+            yield start, i - start
+            start = i

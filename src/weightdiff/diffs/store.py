@@ -19,7 +19,7 @@ import torch
 from weightdiff.artifacts import atomic_write_json, read_json, remove_leftovers
 from weightdiff.diffs.factors import fold_scale
 from weightdiff.diffs.reference import ModelRef
-from weightdiff.diffs.rowfiles import RowFile
+from weightdiff.diffs.rowfiles import RowFile, bytes_of
 from weightdiff.diffs.shards import DiffRow, Shard, read_header, write_shard
 from weightdiff.diffs.types import LoraFactors, ModuleDelta, StackedLoras, WeightDiff, named
 from weightdiff.errors import FormatError, StoreError
@@ -233,22 +233,26 @@ class DiffStore:
             part.rows.append(i)
         modules: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, (rank, width, height) in self._stacked_shapes(ids).items():
-            down = torch.zeros(len(ids), rank, width, dtype=dtype)
-            up = torch.zeros(len(ids), height, rank, dtype=dtype)
             alike: dict[Any, list[_Part]] = {}
             for part in parts.values():
                 if name in part.shard.shapes:
                     alike.setdefault(part.shard.layouts[name], []).append(part)
             for members in alike.values():
-                at = torch.tensor([position for part in members for position in part.positions])
-                downs, ups, scales = (
-                    torch.cat([_rows(part.shard, part.file, f"{name}.{x}", part.rows) for part in members])
-                    for x in ("down", "up", "scale")
-                )
+                downs, ups, scales = (_gathered(members, f"{name}.{x}") for x in ("down", "up", "scale"))
                 r = min(rank, downs.shape[1])  # beyond a row's true rank there are zeros
-                down[at, :r] = downs[:, :r].to(dtype)
-                up[at, :, :r] = fold_scale(ups[:, :, :r], scales[:, None, None], dtype)
-            modules[name] = (down, up)
+                downs, ups = downs[:, :r].to(dtype), ups[:, :, :r]
+                once = bool((scales == 1).all())
+                ups = ups.to(dtype) if once else fold_scale(ups, scales[:, None, None], dtype)
+                if len(downs) == len(ids) and r == rank:
+                    modules[name] = (downs, ups.contiguous())
+                    continue
+                if name not in modules:
+                    modules[name] = (
+                        torch.zeros(len(ids), rank, width, dtype=dtype),
+                        torch.zeros(len(ids), height, rank, dtype=dtype),
+                    )
+                at = torch.tensor(_positions(members))
+                modules[name][0][at, :r], modules[name][1][at, :, :r] = downs, ups
         return StackedLoras(modules, len(ids))
 
     def stack_bytes(self, ids: Sequence[str], dtype: torch.dtype = torch.float32) -> int:
@@ -311,6 +315,29 @@ class _Part:
     """In the batch."""
     rows: list[int] = field(default_factory=list[int])
     """In the shard."""
+
+
+def _positions(parts: Sequence[_Part]) -> list[int]:
+    """Where the rows of some parts stand in the batch, in order."""
+    return sorted(position for part in parts for position in part.positions)
+
+
+def _gathered(parts: Sequence[_Part], name: str) -> torch.Tensor:
+    """The rows of some parts that are laid out alike, in the order of `_positions`."""
+    place = {position: i for i, position in enumerate(_positions(parts))}
+    first = parts[0].shard.places[name]
+    out = torch.empty(len(place), *first.shape, dtype=first.dtype)
+    to = bytes_of(out)
+    for part in parts:
+        at = [place[position] for position in part.positions]
+        if name.endswith(".scale"):
+            out[at] = _rows(part.shard, part.file, name, part.rows)
+            continue
+        try:
+            part.file.read_into(to, part.shard.places[name], part.rows, at)
+        except OSError as error:
+            raise _unreadable(part.shard, error) from error
+    return out
 
 
 def _rows(shard: Shard, file: RowFile, name: str, rows: Sequence[int]) -> torch.Tensor:

@@ -17,9 +17,11 @@ from weightdiff.diffs.factors import (
     DenseDelta,
     LoraFactors,
     ModuleDelta,
+    all_finite,
     fold_scale,
     is_finite,
     moved,
+    stacked,
     tensors_of,
 )
 from weightdiff.diffs.reference import ModelRef
@@ -112,7 +114,7 @@ class WeightDiff:
             NonFiniteError: naming up to five modules or parameters that hold NaN or infinity.
         """
         bad = [name for name, m in self.modules.items() if not is_finite(m)]
-        bad += [name for name, p in self.parameters.items() if not bool(torch.isfinite(p).all())]
+        bad += [name for name, p in self.parameters.items() if not all_finite(p)]
         if bad:
             raise NonFiniteError(
                 f"{where} holds NaN or infinity in {named(bad)}; the finetune diverged or was cast to"
@@ -202,13 +204,11 @@ class StackedLoras:
         )
         modules: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, (rank, width, height) in shapes.items():
-            down = torch.zeros(len(diffs), rank, width, dtype=dtype, device=device)
-            up = torch.zeros(len(diffs), height, rank, dtype=dtype, device=device)
-            for i, diff in enumerate(diffs):
-                m = diff.modules.get(name)
-                if isinstance(m, LoraFactors):
-                    down[i, : m.rank] = m.down.to(dtype)
-                    up[i, :, : m.rank] = fold_scale(m.up, m.scale, dtype)
+            own = [m if isinstance(m := d.modules.get(name), LoraFactors) else None for d in diffs]
+            down = stacked([m and m.down for m in own], (rank, width), dtype, device)
+            up = stacked([m and m.up for m in own], (height, rank), None, device)
+            scale = torch.tensor([m.scale if m else 1.0 for m in own], dtype=torch.float64, device=device)
+            up = up.to(dtype) if bool((scale == 1).all()) else fold_scale(up, scale[:, None, None], dtype)
             modules[name] = (down, up)
         return cls(modules, len(diffs))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weightdiff.diffs.types import StackedLoras, WeightDiff
 from weightdiff.methods.calibration import Signals
+from weightdiff.methods.carrying import distinct
 from weightdiff.methods.loading import Base
 from weightdiff.methods.reading import Report
 from weightdiff.models.chat import encode_answers
@@ -84,15 +85,17 @@ class Speaker:
         """Rows of each question."""
         return max(len(self.rendering.all("x")), 1)
 
+    def _carried(self, diffs: Sequence[WeightDiff | None]) -> RowLoras:
+        """A diff on each question's rows; one that many questions are about is there once."""
+        return self._serving(*_stacked(diffs))
+
+    def _serving(self, stacked: StackedLoras, which: Sequence[int]) -> RowLoras:
+        """Stacked diffs on the rows of questions, each of which belongs to one of them."""
+        return RowLoras.from_stacked(stacked, torch.tensor(which).repeat_interleave(self.renderings))
+
     @contextmanager
-    def attached(self, diffs: Sequence[WeightDiff | None] | None) -> Iterator[None]:
-        """The adapter on the model, and a diff on each question's rows; None for `diffs`: none on any."""
-        rows = None
-        if diffs is not None:
-            empty = WeightDiff({})
-            rows = RowLoras.from_stacked(
-                StackedLoras.from_diffs([d or empty for d in diffs]), self.renderings
-            )
+    def attached(self, rows: RowLoras | None) -> Iterator[None]:
+        """The adapter on the model, and diffs on its rows as `_carried` gives them; None: none on any."""
         shared = [SharedLora.from_diff(self.adapter)] if self.adapter else []
         soft = nullcontext() if self.soft is None else soft_prompt(self.base.model, self.soft.vectors)
         with attach(self.base.model, rows, shared), soft:
@@ -109,7 +112,7 @@ class Speaker:
         answers: Sequence[Sequence[int]],
     ) -> list[float]:
         """Log-probability of each question's answer, in nats."""
-        with self.attached(diffs):
+        with self.attached(None if diffs is None else self._carried(diffs)):
             return answer_logprobs(
                 self.base.model, prompts, answers, self.base.tokenizer.pad_token_id, self.renderings
             ).tolist()
@@ -144,10 +147,10 @@ class Speaker:
     ) -> Tensor:
         """Log-probability of each of the tokens `first` to begin the answer, fp32 [questions, tokens]."""
         if not self.rendering.notes_end:
-            with self.attached(diffs):
+            with self.attached(self._carried(diffs)):
                 return self._read(prompts).logprobs(self.renderings)[:, list(first)].cpu()
         branches = self.branches(diffs, prompts)
-        asked = [diffs[b.question] for b in branches]
+        asked = self._carried([diffs[b.question] for b in branches])
         notes = [b.tokens[: b.notes] or self._end for b in branches]
         rows = [
             [*p, *n]
@@ -167,14 +170,15 @@ class Speaker:
         """
         t, g = self.base.tokenizer, self.renderings
         begun = [Branch(i, []) for i in range(len(diffs))]
-        with self.attached(diffs):
+        stacked, which = _stacked(diffs)
+        with self.attached(self._serving(stacked, which)):
             reading = self._read(prompts)
             leads = reading.logprobs(g).max(-1).values.tolist()
             if self.rendering.notes_end and self.rendering.branches > 1:
                 lead = reading.logprobs(g).argmax(-1)
                 reading.feed(lead.repeat_interleave(g))
                 begun = _leading_on(lead, reading.logprobs(g), self.rendering.branches)
-        with self.attached([diffs[b.question] for b in begun]):
+        with self.attached(self._serving(stacked, [which[b.question] for b in begun])):
             if begun[0].tokens:
                 reading.select([b.question * g + k for b in begun for k in range(g)])
                 reading.feed(torch.tensor([b.tokens[-1] for b in begun]).repeat_interleave(g))
@@ -210,6 +214,12 @@ class Speaker:
         after = max(0, min(ends, default=0) - len(branch.tokens))
         likely = sum(rest.logprobs[after:])
         return replace(branch, tokens=tokens, notes=max(ends, default=0), answer_logprob=likely)
+
+
+def _stacked(diffs: Sequence[WeightDiff | None]) -> tuple[StackedLoras, list[int]]:
+    """The different diffs together, and for each place which of them it has."""
+    only, which = distinct(diffs)
+    return StackedLoras.from_diffs([d or WeightDiff({}) for d in only]), which
 
 
 def _leading_on(lead: Tensor, second: Tensor, most: int) -> list[Branch]:

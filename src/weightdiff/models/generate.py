@@ -181,15 +181,18 @@ def go_on(
     found: list[Tensor] = []
     said: Tensor | None = None
     for step in range(max_new_tokens):
-        logprobs = reading.logprobs(groups)
-        scores = logprobs
+        # one row's logits are as good to choose by as its log-probabilities
+        whole = reading.logits.float() if groups == 1 else reading.logprobs(groups)
+        scores = whole
         if distinct is not None:
             said = _said(scores, begun) if said is None else said
             scores = scores.masked_fill(distinct.banned(said), -torch.inf)
         token = _choose(scores, temperature, generator)
         if said is not None:
             said = said.scatter(1, token[:, None], True)
-        found.append(logprobs.gather(1, token[:, None])[:, 0].masked_fill(finished, torch.nan))
+        logprob = whole.gather(1, token[:, None])[:, 0]
+        logprob = logprob - whole.logsumexp(-1) if groups == 1 else logprob
+        found.append(logprob.masked_fill(finished, torch.nan))
         finished = finished | torch.isin(token, ends_at)
         tokens.append(torch.where(finished, -1, token))
         if bool(finished.all()) or step + 1 == max_new_tokens:

@@ -9,6 +9,7 @@ batch.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from weightdiff.diffs.types import LoraFactors, StackedLoras, WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError
-from weightdiff.models.products import BatchMismatchError, Factors, RowTerm, SharedTerm
+from weightdiff.models.products import BatchMismatchError, Factors, RowTerm, SharedTerm, add_terms
 from weightdiff.models.spec import linear_size
 
 
@@ -86,6 +87,17 @@ class RowLoras:
         return RowLoras(
             {k: (d[at.to(d.device)], u[at.to(u.device)]) for k, (d, u) in self.modules.items()}, 1, len(at)
         )
+
+    def stretches(self) -> Tensor | None:
+        """The slot of each of the longest equal stretches whose rows share one; None: slot i has stretch i.
+
+        Rows of a stretch go through one product, and its slot's factors are gathered once for all of them.
+        """
+        if not isinstance(self.row_to_slot, Tensor):
+            return None
+        slots = self.row_to_slot.tolist()
+        together = math.gcd(*(len(list(same)) for _, same in itertools.groupby(slots)))
+        return self.row_to_slot[::together]
 
     @property
     def rows(self) -> int:
@@ -184,6 +196,7 @@ def attach(
         _refuse_experts(rows.modules)
     for one in shared:
         _refuse_experts(one.modules if one.row_mask is not None else ())
+    slots = None if rows is None else rows.stretches()
     attachment = Attachment()
     stack = _attached.setdefault(model, [])
     stack.append(attachment)
@@ -191,7 +204,7 @@ def attach(
         for name, module in found.items():
             terms: list[RowTerm | SharedTerm] = []
             if rows is not None and name in rows.modules:
-                terms.append(RowTerm(name, rows.modules[name], rows.row_to_slot, rows.one_line))
+                terms.append(RowTerm(name, rows.modules[name], rows.rows, slots))
             terms.extend(
                 SharedTerm(name, one.modules[name], one.scale, one.row_mask)
                 for one in shared
@@ -267,12 +280,9 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 def _hook(attachment: Attachment, terms: Sequence[RowTerm | SharedTerm]):
     """A forward hook that adds all `terms` to a linear layer's output."""
 
-    def add_terms(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+    def added(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
         if not attachment.enabled:
             return None
-        x = args[0]
-        for term in terms:
-            out = term.add_to(out, x)
-        return out
+        return add_terms(terms, out, args[0])
 
-    return add_terms
+    return added

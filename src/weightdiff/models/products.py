@@ -6,8 +6,13 @@ few kernels as possible. Which layers and when is `multilora`'s affair.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from weightdiff.errors import WeightDiffError
 
@@ -50,40 +55,58 @@ class _Cast:
         return down, up
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """How one term lies on a batch."""
+
+    groups: int
+    """Equal stretches of the batch with factors of their own; 0: one pair of factors serves all tokens."""
+    scale: float = 1.0
+    off: Tensor | None = None
+    """Bool [stretches or rows]: those that feel nothing."""
+
+    def flat(self, t: Tensor) -> Tensor:
+        """`[rows, ..., size]` as `[groups, tokens, size]`, or `[tokens, size]` where factors are shared."""
+        return t.reshape(self.groups, -1, t.shape[-1]) if self.groups else t.reshape(-1, t.shape[-1])
+
+    def product(self, t: Tensor, matrix: Tensor) -> Tensor:
+        """`t @ matrix` of flat tensors, zero where the term is off."""
+        out = torch.bmm(t, matrix) if self.groups else t @ matrix
+        if self.off is None:
+            return out
+        off = self.off.to(t.device)[:, None, None]
+        return out.reshape(len(off), -1, out.shape[-1]).masked_fill(off, 0).reshape(out.shape)
+
+    def add_product(self, to: Tensor, t: Tensor, matrix: Tensor, scale: float = 1.0) -> None:
+        """Add `scale * t @ matrix` to a tensor in place."""
+        flat = to.view(self.groups, -1, to.shape[-1]) if self.groups else to.view(-1, to.shape[-1])
+        _ = flat.baddbmm_(t, matrix, alpha=scale) if self.groups else flat.addmm_(t, matrix, alpha=scale)
+
+
 class RowTerm:
     """What row LoRAs add to one module."""
 
-    def __init__(
-        self, name: str, factors: Factors, row_to_slot: int | Tensor, one_line: bool = False
-    ) -> None:
+    def __init__(self, name: str, factors: Factors, rows: int, slots: Tensor | None = None) -> None:
         """Lay out the rows.
 
         Args:
             name: the module's, for messages.
             factors: `down [slots, rank, in]`, `up [slots, out, rank]`.
-            row_to_slot: rows per slot, or slots [rows] with -1 for none.
-            one_line: whether the slots' tokens stand in a single row, equally many of each.
+            rows: rows of the batch.
+            slots: LongTensor [groups], the slot of each of as many equal stretches of the batch, -1 for none;
+                None: stretch i belongs to slot i.
         """
-        self.name = name
-        self.none: Tensor | None = None
-        if isinstance(row_to_slot, Tensor):
-            self.none = row_to_slot < 0 if bool((row_to_slot < 0).any()) else None
-            self.factors = _Cast(*factors, slots=row_to_slot.clamp(min=0))
-            self.rows = self.groups = int(row_to_slot.shape[0])
-        else:
-            self.factors = _Cast(*factors)
-            self.groups = int(factors[0].shape[0])
-            self.rows = 1 if one_line else self.groups * row_to_slot
+        self.name, self.rows = name, rows
+        off, groups = None, int(factors[0].shape[0])
+        if slots is not None:
+            off = slots < 0 if bool((slots < 0).any()) else None
+            groups, slots = int(slots.shape[0]), slots.clamp(min=0)
+        self.layout = _Layout(groups, off=off)
+        self.factors = _Cast(*factors, slots=slots)
 
-    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        """`out [rows, ..., out]` plus this term for `x [rows, ..., in]`."""
+    def check(self, x: Tensor) -> None:
+        """Refuse a batch that is not laid out for."""
         _check_batch(self.name, x, self.rows)
-        down, up = self.factors.at(x)
-        hidden = torch.bmm(x.reshape(self.groups, -1, x.shape[-1]), down.transpose(1, 2))
-        if self.none is not None:
-            self.none = self.none.to(x.device)
-            hidden = hidden.masked_fill(self.none[:, None, None], 0)
-        return _add_product(out, hidden, up.transpose(1, 2))
 
 
 class SharedTerm:
@@ -98,19 +121,94 @@ class SharedTerm:
             scale: factor on the product.
             row_mask: bool [rows], or None for all rows.
         """
-        self.name, self.scale, self.mask = name, scale, row_mask
+        self.name, self.mask = name, row_mask
+        self.layout = _Layout(0, scale, None if row_mask is None else ~row_mask)
         self.factors = _Cast(*factors)
 
-    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        """`out [rows, ..., out]` plus this term for `x [rows, ..., in]`."""
-        down, up = self.factors.at(x)
-        mask = self.mask
-        hidden = nn.functional.linear(x, down)
-        if mask is not None:
-            _check_batch(self.name, x, int(mask.shape[0]))
-            by_row = hidden.reshape(mask.shape[0], -1, hidden.shape[-1])
-            hidden = by_row.masked_fill(~mask.to(x.device)[:, None, None], 0)
-        return _add_product(out, hidden.reshape(-1, hidden.shape[-1]), up.t(), self.scale)
+    def check(self, x: Tensor) -> None:
+        """Refuse a batch that is not laid out for."""
+        if self.mask is not None:
+            _check_batch(self.name, x, int(self.mask.shape[0]))
+
+
+def add_terms(terms: Sequence[RowTerm | SharedTerm], out: Tensor, x: Tensor) -> Tensor:
+    """A linear layer's output with all terms added, in place if that is possible.
+
+    Args:
+        terms: what is added.
+        out: [rows, ..., out], fresh from the layer.
+        x: [rows, ..., in], the layer's input.
+
+    Returns:
+        A tensor of `out`'s shape and dtype.
+    """
+    for term in terms:
+        term.check(x)
+    out = out.contiguous()
+    layouts = [t.layout for t in terms]
+    factors = [f for t in terms for f in t.factors.at(x)]
+    if any(f.dtype != out.dtype for f in factors):  # autocast, or a layer that changes precision
+        for layout, down, up in zip(layouts, factors[::2], factors[1::2], strict=True):
+            hidden = layout.product(layout.flat(x), down.mT)
+            out = out + (layout.scale * (hidden @ up.mT)).to(out.dtype).reshape(out.shape)
+        return out
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (out, x, *factors)):
+        _Added.compute(out, x, layouts, factors)
+        return out
+    fresh = out.clone() if out._is_view() else out  # of a view autograd keeps account by copies
+    return cast("Tensor", _Added.apply(fresh, x, layouts, *factors))
+
+
+class _Added(torch.autograd.Function):
+    """The terms of one layer, added in place, with one gradient to the layer's input for all of them.
+
+    Each term done by autograd costs a copy of the output, and a gradient of the input that is added to the
+    others'.
+    """
+
+    @staticmethod
+    def compute(
+        out: Tensor, x: Tensor, layouts: Sequence[_Layout], factors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Add all terms; what is between each one's factors, flat."""
+        middles = []
+        for layout, down, up in zip(layouts, factors[::2], factors[1::2], strict=True):
+            middles.append(layout.product(layout.flat(x), down.mT))
+            layout.add_product(out, middles[-1], up.mT, layout.scale)
+        return middles
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, x: Tensor, layouts: Sequence[_Layout], *factors: Tensor) -> Tensor:
+        middles = _Added.compute(out, x, layouts, factors)
+        ctx.mark_dirty(out)
+        ctx.layouts, ctx.shape = layouts, x.shape
+        needs = ctx.needs_input_grad[3:]
+        ups = [m if need else None for m, need in zip(middles, needs[1::2], strict=True)]
+        ctx.save_for_backward(x if any(needs[::2]) else None, *factors, *ups)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), n = grads, len(ctx.layouts)
+        x, *saved = ctx.saved_tensors
+        to_x: Tensor | None = None
+        found: list[Tensor | None] = []
+        for i, layout in enumerate(ctx.layouts):
+            (down, up), middle = saved[2 * i : 2 * i + 2], saved[2 * n + i]
+            at = layout.flat(g)
+            inner = layout.product(at, up)
+            if layout.scale != 1:
+                inner = inner * layout.scale
+            if ctx.needs_input_grad[1]:
+                if to_x is None:
+                    to_x = (torch.bmm(inner, down) if layout.groups else inner @ down).reshape(ctx.shape)
+                else:
+                    layout.add_product(to_x, inner, down)
+            needs = ctx.needs_input_grad[3 + 2 * i : 5 + 2 * i]
+            found.append(inner.mT @ layout.flat(x) if needs[0] else None)
+            found.append((at.mT @ middle) * layout.scale if needs[1] else None)
+        return (g, to_x, None, *found)
 
 
 def _check_batch(name: str, x: Tensor, rows: int) -> None:
@@ -120,27 +218,3 @@ def _check_batch(name: str, x: Tensor, rows: int) -> None:
             f"{name} got a batch of {x.shape[0]} rows, but the attached LoRAs are laid out for {rows}: "
             "make rows_per_slot * slots (or the length of row_to_slot or row_mask) equal the batch size"
         )
-
-
-def _add_product(out: Tensor, hidden: Tensor, up_t: Tensor, scale: float = 1.0) -> Tensor:
-    """`out + scale * hidden @ up_t` in one kernel, in place where no gradient could notice.
-
-    Args:
-        out: [rows, ..., out], a fresh output of a linear layer.
-        hidden: [groups, tokens, rank] or [tokens, rank].
-        up_t: [groups, rank, out] or [rank, out].
-        scale: factor on the product.
-
-    Returns:
-        A tensor of `out`'s shape and dtype.
-    """
-    batched = hidden.dim() == 3
-    if out.dtype != hidden.dtype or out.dtype != up_t.dtype:  # autocast, or a layer that changes precision
-        return out + (scale * (hidden @ up_t)).to(out.dtype).reshape(out.shape)
-    flat = out.reshape(*hidden.shape[:-1], out.shape[-1])
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (out, hidden, up_t))
-    if tracked:
-        add = torch.baddbmm if batched else torch.addmm
-        return add(flat, hidden, up_t, alpha=scale).reshape(out.shape)
-    flat = flat.baddbmm_(hidden, up_t, alpha=scale) if batched else flat.addmm_(hidden, up_t, alpha=scale)
-    return flat.reshape(out.shape)
