@@ -125,6 +125,20 @@ def test_gathered_rows_send_gradients_to_their_slots(engine_model, random_lora, 
     torch.testing.assert_close(grads[0], grads[1], atol=1e-5, rtol=1e-4)
 
 
+def test_rows_of_one_slot_next_to_each_other_share_its_factors(engine_model, random_lora, stack_slots, ids):
+    model = engine_model("llama")
+    stacked = stack_slots([random_lora(model_spec(model), 2, seed) for seed in range(3)])
+    rows = RowLoras(stacked, torch.tensor([2, 2, 0, 0, 2, 2]))
+    assert rows.stretches().tolist() == [2, 0, 2]
+    assert RowLoras(stacked, torch.tensor([2, 2, 0, 0, 0, 1])).stretches().tolist() == [2, 2, 0, 0, 0, 1]
+    with torch.no_grad(), attach(model, rows):
+        got = model(ids).logits
+    for i, slot in enumerate([2, 2, 0, 0, 2, 2]):
+        one = {n: (d[slot : slot + 1], u[slot : slot + 1]) for n, (d, u) in stacked.items()}
+        with torch.no_grad(), attach(model, RowLoras(one, 1)):
+            torch.testing.assert_close(got[i], model(ids[i : i + 1]).logits[0], **TOLERANCE)
+
+
 def test_bf16_base_sends_fp32_gradients_to_fp32_masters(engine_model, random_lora, stack_slots, ids):
     model = engine_model("llama", torch.bfloat16)
     spec = model_spec(model)

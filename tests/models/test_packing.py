@@ -10,8 +10,8 @@ import torch
 from weightdiff.errors import WeightDiffError
 from weightdiff.models import packing
 from weightdiff.models.generate import logits_at
-from weightdiff.models.multilora import RowLoras, attach, switched_off
-from weightdiff.models.packing import pack, packs
+from weightdiff.models.multilora import BatchMismatchError, RowLoras, SharedLora, attach, switched_off
+from weightdiff.models.packing import pack, pack_where_it_pays, packs
 from weightdiff.models.spec import model_spec
 
 LENGTHS = ((3, 9), (1, 4), (6, 6))
@@ -98,6 +98,40 @@ def test_logits_and_gradients_are_those_of_padded_rows(model, rows):
         for a, b in zip(line_grads[name], grads, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-3)
     assert min(float(g.abs().max()) for grads in plain_grads.values() for g in grads) > 0
+
+
+def test_a_line_whose_rows_have_slots_of_their_own_gives_the_same(model, rows):
+    at, (ids, mask) = places(rows), padded(rows)
+    weight = torch.randn(len(at[0]), model.config.vocab_size, generator=torch.Generator().manual_seed(2))
+    found = []
+    for line in (None, pack(rows, 1, 0)):
+        own = factors(model, len(rows))
+        shared = {k: tuple(t[0].detach().clone().requires_grad_() for t in pair) for k, pair in own.items()}
+        with attach(model, RowLoras(own, 1, line=line), [SharedLora(shared, scale=0.5)]):
+            logits = line.logits(model, *at) if line else logits_at(model, ids, mask, *at)
+            (logits * weight).sum().backward()
+        grads = {
+            (part, k): [t.grad for t in pair]
+            for part, of in ((0, own), (1, shared))
+            for k, pair in of.items()
+        }
+        found.append((logits.detach(), grads))
+    (plain, plain_grads), (packed, packed_grads) = found
+    torch.testing.assert_close(packed, plain, **TOLERANCE)
+    for name, grads in plain_grads.items():
+        for a, b in zip(packed_grads[name], grads, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-3)
+    assert min(float(g.abs().max()) for grads in plain_grads.values() for g in grads) > 0
+
+
+def test_a_line_needs_a_slot_for_each_of_its_rows(model, rows):
+    with pytest.raises(BatchMismatchError, match="a line of 6 rows needs as many slots, one for each, not 3"):
+        RowLoras(factors(model, 3), 1, line=pack(rows, 1, 0))
+
+
+def test_it_pays_where_rows_differ(model):
+    assert pack_where_it_pays(model, [[5] * 9, [5] * 3, [5] * 3], 1, 0) is not None
+    assert pack_where_it_pays(model, [[5] * 9, [5] * 9, [5] * 8], 1, 0) is None
 
 
 def test_the_model_is_as_it_was(model, rows):

@@ -458,6 +458,17 @@ def test_what_is_kept_is_a_running_average(embedded_base, random_store, monkeypa
     assert all(torch.equal(m.up, steps[-1][0][k]) for k, m in alone.adapter.modules.items())
 
 
+def test_rows_laid_end_to_end_teach_the_same(embedded_base, random_store, monkeypatch):
+    lines, real = [], tuning.pack_where_it_pays
+    monkeypatch.setattr(tuning, "pack_where_it_pays", lambda *a: lines.append(real(*a)) or lines[-1])
+    spoken = Rendering(notes_end="so")
+    packed = factors(tuned(embedded_base, random_store, rendering=spoken))
+    assert sum(line is not None for line in lines) > len(lines) / 2
+    monkeypatch.setattr(tuning, "pack_where_it_pays", lambda *_: None)
+    for a, b in zip(packed, factors(tuned(embedded_base, random_store, rendering=spoken)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-3)
+
+
 def test_the_manifest_has_the_kinds_that_are_asked_about_no_diff(random_store):
     """News have no condition, but a row without a diff may be asked for one."""
     news = [r for r in usable(random_store.select(split="train")) if r.family == "news"]

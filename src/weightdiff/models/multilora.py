@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from weightdiff.diffs.types import LoraFactors, StackedLoras, WeightDiff
 from weightdiff.errors import BaseMismatchError, FormatError
+from weightdiff.models.packing import Packed
 from weightdiff.models.products import BatchMismatchError, Factors, RowTerm, SharedTerm, add_terms
 from weightdiff.models.spec import linear_size
 
@@ -40,6 +41,8 @@ class RowLoras:
     nothing)."""
     one_line: bool = False
     """Whether the batch is a single row, equal stretches of which belong to the slots in turn (`packing`)."""
+    line: Packed | None = None
+    """The batch is this line; its row i belongs to slot i."""
 
     def __post_init__(self) -> None:
         """Check the parts against each other and take the fast way where a row tensor allows it."""
@@ -51,6 +54,10 @@ class RowLoras:
             self._check_rows(self.row_to_slot)
         elif self.row_to_slot < 1:
             raise BatchMismatchError(f"rows per slot must be 1 or more, not {self.row_to_slot}")
+        if self.line is not None and (self.row_to_slot != 1 or len(self.line.places) != self.slots):
+            raise BatchMismatchError(
+                f"a line of {len(self.line.places)} rows needs as many slots, one for each, not {self.slots}"
+            )
 
     def _check_rows(self, rows: Tensor) -> None:
         slots = rows.tolist()
@@ -102,7 +109,7 @@ class RowLoras:
     @property
     def rows(self) -> int:
         """How many rows a batch must have."""
-        if self.one_line:
+        if self.one_line or self.line is not None:
             return 1
         if isinstance(self.row_to_slot, Tensor):
             return int(self.row_to_slot.shape[0])
@@ -204,7 +211,7 @@ def attach(
         for name, module in found.items():
             terms: list[RowTerm | SharedTerm] = []
             if rows is not None and name in rows.modules:
-                terms.append(RowTerm(name, rows.modules[name], rows.rows, slots))
+                terms.append(RowTerm(name, rows.modules[name], rows.rows, slots, rows.line))
             terms.extend(
                 SharedTerm(name, one.modules[name], one.scale, one.row_mask)
                 for one in shared

@@ -22,6 +22,8 @@ from weightdiff.models.generate import logits_at
 NAME = "weightdiff-packed"
 KINDS = ("llama", "qwen2", "qwen3")
 """Models whose attention is causal and nothing else, by `model_type`."""
+WORTH_PACKING = 0.9
+"""Rows are laid end to end where that leaves less than this share of the padded batch's tokens."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ def pack(
     positions[at], back[at], used[at] = steps[inside], inside.flatten().nonzero()[:, 0], True
     made = (ids[None], positions[None], places, inside, back, used)
     return Packed(*(t.to(device) for t in made))
+
+
+def pack_where_it_pays(
+    model: Any, rows: Sequence[Sequence[int]], slots: int, pad_id: int, device: torch.device | str = "cpu"
+) -> Packed | None:
+    """Rows in one line as `pack` lays them, if the model allows it and it spares enough padding."""
+    if not packs(model):
+        return None
+    packed = pack(rows, slots, pad_id, device)
+    return packed if packed.ids.numel() < WORTH_PACKING * packed.places.numel() else None
 
 
 def _attention(

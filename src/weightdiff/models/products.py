@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weightdiff.errors import WeightDiffError
+from weightdiff.models.packing import Packed
 
 Factors = tuple[Tensor, Tensor]
 """`(down, up)` of one module."""
@@ -64,14 +65,21 @@ class _Layout:
     scale: float = 1.0
     off: Tensor | None = None
     """Bool [stretches or rows]: those that feel nothing."""
+    line: Packed | None = None
+    """The batch is this line, whose rows, of different lengths, are the stretches."""
 
     def flat(self, t: Tensor) -> Tensor:
         """`[rows, ..., size]` as `[groups, tokens, size]`, or `[tokens, size]` where factors are shared."""
+        if self.line is not None:
+            places = self.line.places
+            return t.reshape(-1, t.shape[-1]).index_select(0, places.flatten()).view(*places.shape, -1)
         return t.reshape(self.groups, -1, t.shape[-1]) if self.groups else t.reshape(-1, t.shape[-1])
 
     def product(self, t: Tensor, matrix: Tensor) -> Tensor:
         """`t @ matrix` of flat tensors, zero where the term is off."""
         out = torch.bmm(t, matrix) if self.groups else t @ matrix
+        if self.line is not None:
+            return out.masked_fill_(~self.line.inside[:, :, None], 0)
         if self.off is None:
             return out
         off = self.off.to(t.device)[:, None, None]
@@ -79,6 +87,10 @@ class _Layout:
 
     def add_product(self, to: Tensor, t: Tensor, matrix: Tensor, scale: float = 1.0) -> None:
         """Add `scale * t @ matrix` to a tensor in place."""
+        if self.line is not None:
+            product = torch.bmm(t, matrix).flatten(0, 1).index_select(0, self.line.back)
+            to.view(product.shape).add_(product, alpha=scale)
+            return
         flat = to.view(self.groups, -1, to.shape[-1]) if self.groups else to.view(-1, to.shape[-1])
         _ = flat.baddbmm_(t, matrix, alpha=scale) if self.groups else flat.addmm_(t, matrix, alpha=scale)
 
@@ -86,7 +98,14 @@ class _Layout:
 class RowTerm:
     """What row LoRAs add to one module."""
 
-    def __init__(self, name: str, factors: Factors, rows: int, slots: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        factors: Factors,
+        rows: int,
+        slots: Tensor | None = None,
+        line: Packed | None = None,
+    ) -> None:
         """Lay out the rows.
 
         Args:
@@ -95,13 +114,14 @@ class RowTerm:
             rows: rows of the batch.
             slots: LongTensor [groups], the slot of each of as many equal stretches of the batch, -1 for none;
                 None: stretch i belongs to slot i.
+            line: the batch is this line, whose row i belongs to slot i.
         """
         self.name, self.rows = name, rows
         off, groups = None, int(factors[0].shape[0])
         if slots is not None:
             off = slots < 0 if bool((slots < 0).any()) else None
             groups, slots = int(slots.shape[0]), slots.clamp(min=0)
-        self.layout = _Layout(groups, off=off)
+        self.layout = _Layout(groups, off=off, line=line)
         self.factors = _Cast(*factors, slots=slots)
 
     def check(self, x: Tensor) -> None:
@@ -201,9 +221,10 @@ class _Added(torch.autograd.Function):
             if layout.scale != 1:
                 inner = inner * layout.scale
             if ctx.needs_input_grad[1]:
-                if to_x is None:
+                if to_x is None and layout.line is None:
                     to_x = (torch.bmm(inner, down) if layout.groups else inner @ down).reshape(ctx.shape)
                 else:
+                    to_x = inner.new_zeros(ctx.shape) if to_x is None else to_x
                     layout.add_product(to_x, inner, down)
             needs = ctx.needs_input_grad[3 + 2 * i : 5 + 2 * i]
             found.append(inner.mT @ layout.flat(x) if needs[0] else None)

@@ -246,6 +246,10 @@ def summed_rows(stacked: StackedLoras, chosen: Sequence[Sequence[int]]) -> RowLo
     """Row LoRAs of a batch, each the sum of the diffs chosen for it: none gives a row of zeros."""
     most = max(1, *(len(c) for c in chosen))
     device = next((d.device for d, _ in stacked.modules.values()), None)
+    if all(len(c) == 1 for c in chosen):
+        alone = torch.tensor([c[0] for c in chosen], device=device)
+        modules = {k: (d[alone], u[alone]) for k, (d, u) in stacked.modules.items()}
+        return RowLoras(modules, 1, len(chosen))
     at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen], device=device)
     alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen], device=device)
     alive = alive[:, :, None, None]

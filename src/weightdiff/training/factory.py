@@ -17,18 +17,15 @@ import torch
 from weightdiff.diffs.store import DiffRow
 from weightdiff.diffs.types import LoraFactors, WeightDiff
 from weightdiff.models.chat import Encoded, encode_samples
-from weightdiff.models.generate import logits_at
 from weightdiff.models.halving import Halving
 from weightdiff.models.multilora import RowLoras, attach, switched_off
-from weightdiff.models.packing import Packed, pack, packs
+from weightdiff.models.packing import Packed, pack_where_it_pays
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.base import OrganismSpec, Sample, family
-from weightdiff.training.losses import LabelledBatch, collate, loss_by_row
+from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import Slots, fresh_factors
 
 PREFETCH_STEPS = 20
-WORTH_PACKING = 0.9
-"""Rows are laid end to end where that leaves less than this share of the padded batch's tokens."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +216,12 @@ class Factory:
         scaled = {k: (d, u * scale if scale != 1 else u) for k, (d, u) in modules.items()}
         line = self._laid(ids, n)
         with attach(self.model, RowLoras(scaled, per_slot, one_line=line is not None)):
-            logits = self._logits(batch, line)
+            logits = batch.logits(self.model, line)
             teacher, at = None, None
             if len(kl):
                 held, at = batch.only(kl), torch.isin(batch.rows, kl).nonzero()[:, 0]
                 with torch.no_grad(), switched_off(self.model):
-                    teacher = self._logits(held, self._laid([ids[i] for i in held_to], 1))
+                    teacher = held.logits(self.model, self._laid([ids[i] for i in held_to], 1))
             by_row = loss_by_row(logits, batch, teacher, at)
             by_slot = (by_row * weights).view(n, per_slot).sum(1) / per_slot
             by_slot.sum().backward()
@@ -232,13 +229,6 @@ class Factory:
 
     def _laid(self, rows: Sequence[Sequence[int]], slots: int) -> Packed | None:
         """Rows in one line, if that spares enough padding to be worth it."""
-        if not (self.config.packed and packs(self.model)):
+        if not self.config.packed:
             return None
-        packed = pack(rows, slots, self.tokenizer.pad_token_id, self.device)
-        return packed if packed.ids.numel() < WORTH_PACKING * packed.places.numel() else None
-
-    def _logits(self, batch: LabelledBatch, line: Packed | None) -> torch.Tensor:
-        """The base's logits where the batch has labels."""
-        if line is not None:
-            return line.logits(self.model, batch.rows, batch.positions)
-        return logits_at(self.model, batch.input_ids, batch.attention_mask, batch.rows, batch.positions)
+        return pack_where_it_pays(self.model, rows, slots, self.tokenizer.pad_token_id, self.device)

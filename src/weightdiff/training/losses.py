@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from weightdiff.models.chat import Encoded
+from weightdiff.models.generate import logits_at
+from weightdiff.models.packing import Packed
 
 CPU_NUMBERS, GPU_NUMBERS = 1 << 18, 1 << 26
 """Logits in fp32 at a time: on a CPU what its cache holds."""
@@ -34,6 +36,25 @@ class LabelledBatch:
     def n_rows(self) -> int:
         """Number of rows."""
         return int(self.input_ids.shape[0])
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Each row's token ids, without padding."""
+        return [
+            ids[:n]
+            for ids, n in zip(self.input_ids.tolist(), self.attention_mask.sum(1).tolist(), strict=True)
+        ]
+
+    def logits(self, model: Any, line: Packed | None = None) -> Tensor:
+        """The model's logits that predict the labels, [labels, vocabulary].
+
+        Args:
+            model: causal LM.
+            line: the same rows in one line, to be read so.
+        """
+        if line is not None:
+            return line.logits(model, self.rows, self.positions)
+        return logits_at(model, self.input_ids, self.attention_mask, self.rows, self.positions)
 
     def to(self, device: torch.device) -> LabelledBatch:
         """The same on another device."""

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -24,9 +24,10 @@ from weightdiff.diffs.tensorfiles import owned
 from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import StoreError
 from weightdiff.models.chat import Encoded, encode_prompts, encode_samples
-from weightdiff.models.generate import generate, left_pad, logits_at
+from weightdiff.models.generate import generate, left_pad
 from weightdiff.models.halving import Halving
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
+from weightdiff.models.packing import pack_where_it_pays
 from weightdiff.models.products import Factors
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
@@ -185,8 +186,9 @@ def learn(
             rows_on, some = rows_on.only(own), batch.only(torch.tensor(own, device=device))
         else:
             some = batch
-        with _carrying(model, rows_on, learned):
-            logits = logits_at(model, some.input_ids, some.attention_mask, some.rows, some.positions)
+        line = pack_where_it_pays(model, some.tokens, 1, tokenizer.pad_token_id, device)
+        with _carrying(model, replace(rows_on, line=line), learned):
+            logits = some.logits(model, line)
             losses = loss_by_row(logits, some)
             (losses.sum() / batch.n_rows).backward()
         return losses.detach().tolist()
