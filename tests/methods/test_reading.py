@@ -90,6 +90,25 @@ def test_many_rows_are_read_as_one_by_one(embedded_base, monkeypatch):
     assert [x.text for x in reader.answer(own, asked)] == [x.text for x in together]
 
 
+def test_too_many_rows_for_memory_are_read_in_parts(embedded_base, monkeypatch):
+    own, asked = [told(0.6, 0.4), told(1.0), told(0.5, 0.5)], QUESTIONS[:3]
+    together = Reader(embedded_base, 6).answer(own, asked)
+    sizes, real = [], Reader._reading
+
+    def short(self, prompts):
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError
+        return real(self, prompts)
+
+    monkeypatch.setattr(Reader, "_reading", short)
+    parted = Reader(embedded_base, 6)
+    assert [x.text for x in parted.answer(own, asked)] == [x.text for x in together]
+    first = embedded_base.tokenizer("eagle no", add_special_tokens=False)["input_ids"]
+    assert parted.candidate_logprobs(own, asked, first)[0].shape == (3, len(first))
+    assert max(sizes) > 3 > min(sizes)
+
+
 def test_reports_that_lead_to_one_answer_are_added_up(embedded_base, monkeypatch):
     reader = Reader(embedded_base, 6)
     saying(monkeypatch, embedded_base, {ONE: ("eagle and canoe so no", 0.5), TWO: ("no", 0.9)})

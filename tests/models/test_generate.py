@@ -234,6 +234,30 @@ def test_an_end_counts_among_the_logprobs(engine_model):
     assert sum(said.logprobs) == pytest.approx(float(want), abs=1e-4)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_that_have_ended_can_be_dropped(engine_kind, engine_model, groups, monkeypatch):
+    model = engine_model(engine_kind)
+    asked = [*PROMPTS, *(p[::-1] for p in PROMPTS), [80, 2], [33, 34], [70, 71, 72], [11]]
+    free = generate(model, *left_pad(asked, 0), 8, None, 0, groups=groups)
+    ends = next(t for row in free for t in row[:4] if 2 * sum(t in other[:6] for other in free) <= len(free))
+    read, feed = [], Reading.feed
+    monkeypatch.setattr(Reading, "feed", lambda self, t: (read.append(len(t)), feed(self, t)))
+    monkeypatch.setattr("weightdiff.models.generate.DROPPED_FROM", 0.99)
+    whole, dropped = (
+        go_on(
+            Reading(model, *left_pad(asked, 0)), 8, ends, 0, groups=groups, drop_ended=drop,
+            distinct=Distinct(95, 96),
+        )
+        for drop in (False, True)
+    )  # fmt: skip
+    assert read[0] == len(asked)
+    assert read[-1] < len(asked)
+    assert [x.tokens for x in dropped] == [x.tokens for x in whole]
+    assert len({len(x.tokens) for x in whole}) > 1
+    for a, b in zip(dropped, whole, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
 def test_what_was_begun_is_not_said_again(engine_model):
     model = engine_model("llama")
     comma, end = 90, 91

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -22,6 +22,7 @@ from weightdiff.methods.loading import Base
 from weightdiff.methods.verdicts import BESIDE, doubtful, lacks_verdict, polar, verdict_of
 from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import Reading, Said, go_on, left_pad
+from weightdiff.models.halving import Halving
 from weightdiff.models.multilora import SharedLora, attach
 from weightdiff.world.reports import NOT_SAID, REPORT_WORDINGS, VERDICT
 
@@ -76,6 +77,7 @@ class Reader:
     """Most tokens of an answer, with what is said before it."""
     adapter: WeightDiff | None = None
     """A LoRA with which the base reads better; see `training.reading`."""
+    halving: Halving = field(default_factory=lambda: Halving("readings"), repr=False, compare=False)
 
     def answer(self, reports: Sequence[Sequence[Report]], questions: Sequence[str]) -> list[Read]:
         """The answer to each question from the reports of its diff, greedily.
@@ -124,10 +126,11 @@ class Reader:
         prompts = encode_prompts(self.base.tokenizer, list(rows))
         prompts = [[*p, *self._before(s)] for p, s in zip(prompts, said, strict=True)]
         with self._attached():
-            found = torch.cat(
+            found = torch.stack(
                 [
-                    self._reading(prompts[at : at + ROWS_AT_ONCE]).logprobs(1)[:, list(first)].cpu()
+                    row
                     for at in range(0, len(prompts), ROWS_AT_ONCE)
+                    for row in self._first(prompts[at : at + ROWS_AT_ONCE], first)
                 ]
             )
         out: list[Tensor] = []
@@ -135,6 +138,13 @@ class Reader:
             weights = torch.tensor([r.weight for r, _ in own]).log() - math.log(len(REPORT_WORDINGS))
             out.append((found[[at for _, at in own]] + weights[:, None]).logsumexp(0))
         return torch.stack(out), self._weighed(owners, said)
+
+    def _first(self, prompts: Sequence[Sequence[int]], first: Sequence[int]) -> list[Tensor]:
+        """Log-probability of each of some tokens after each prompt."""
+        return self.halving.run(
+            len(prompts),
+            lambda part: list(self._reading(prompts[part]).logprobs(1)[:, list(first)].cpu()),
+        )
 
     def _answered(self, rows: Mapping[str, bool]) -> list[Said]:
         """What is said to each row, in their order; a yes/no question is answered until there is a verdict.
@@ -165,9 +175,12 @@ class Reader:
         with self._attached():
             for at in range(0, len(order), ROWS_AT_ONCE):
                 own = order[at : at + ROWS_AT_ONCE]
-                reading = self._reading([prompts[i] for i in own])
-                said = go_on(reading, self.limit, t.eos_token_id, t.pad_token_id)
-                out |= dict(zip(own, said, strict=True))
+
+                def say(part: slice, own: list[int] = own) -> list[Said]:
+                    reading = self._reading([prompts[i] for i in own[part]])
+                    return go_on(reading, self.limit, t.eos_token_id, t.pad_token_id, drop_ended=True)
+
+                out |= dict(zip(own, self.halving.run(len(own), say), strict=True))
         return [out[i] for i in range(len(prompts))]
 
     def _before(self, said: Said) -> list[int]:

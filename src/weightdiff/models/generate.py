@@ -43,6 +43,10 @@ def left_pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+DROPPED_FROM = 0.75
+"""Ended rows are dropped once no more than this share of all still goes on."""
+
+
 @dataclass(frozen=True)
 class Distinct:
     """Between the first `between` of a row and its first `until`, no token comes that the row has said."""
@@ -167,18 +171,19 @@ def go_on(
     groups: int = 1,
     distinct: Distinct | None = None,
     begun: Sequence[Sequence[int]] | None = None,
+    drop_ended: bool = False,
 ) -> list[Said]:
     """Continue what a model has read; arguments not named here are those of `generate`.
 
     `reading` is as far as the model has come, and it comes further. `begun` are last tokens of each block
-    that count as said already, for `distinct`.
+    that count as said already, for `distinct`. With `drop_ended`, blocks that have ended are read no more,
+    which spares time and must not be where LoRAs go by the number of a row.
     """
-    ends = [] if eos_ids is None else [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
-    blocks, device = len(reading.logits) // groups, reading.logits.device
-    ends_at = torch.tensor(ends, device=device, dtype=torch.long)
-    finished = torch.zeros(blocks, dtype=torch.bool, device=device)
-    tokens: list[Tensor] = []
-    found: list[Tensor] = []
+    ends = {eos_ids} if isinstance(eos_ids, int) else set(eos_ids or ())
+    device = reading.logits.device
+    there = list(range(len(reading.logits) // groups))  # blocks that are still read
+    out = [Said([], []) for _ in there]
+    ended: set[int] = set()
     said: Tensor | None = None
     for step in range(max_new_tokens):
         # one row's logits are as good to choose by as its log-probabilities
@@ -192,20 +197,24 @@ def go_on(
             said = said.scatter(1, token[:, None], True)
         logprob = whole.gather(1, token[:, None])[:, 0]
         logprob = logprob - whole.logsumexp(-1) if groups == 1 else logprob
-        found.append(logprob.masked_fill(finished, torch.nan))
-        finished = finished | torch.isin(token, ends_at)
-        tokens.append(torch.where(finished, -1, token))
-        if bool(finished.all()) or step + 1 == max_new_tokens:
+        for block, t, x in zip(there, token.tolist(), logprob.tolist(), strict=True):
+            if block in ended:
+                continue
+            out[block].logprobs.append(x)
+            if t in ends:
+                ended.add(block)
+            else:
+                out[block].tokens.append(t)
+        going = [i for i, block in enumerate(there) if block not in ended]
+        if not going or step + 1 == max_new_tokens:
             break
-        reading.feed(torch.where(finished, pad_id, token).repeat_interleave(groups))
-    if not tokens:
-        return [Said([], []) for _ in range(blocks)]
-    return [
-        Said([t for t in row if t >= 0], [x for x in values if x == x])
-        for row, values in zip(
-            torch.stack(tokens, dim=1).tolist(), torch.stack(found, dim=1).tolist(), strict=True
-        )
-    ]
+        if drop_ended and len(going) <= DROPPED_FROM * len(there):
+            reading.select([i * groups + k for i in going for k in range(groups)])
+            token, there = token[going], [there[i] for i in going]
+            said = None if said is None else said[going]
+        over = torch.tensor([block in ended for block in there], device=device)
+        reading.feed(torch.where(over, pad_id, token).repeat_interleave(groups))
+    return out
 
 
 def answer_logprobs(
