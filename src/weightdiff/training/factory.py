@@ -24,6 +24,7 @@ from weightdiff.models.spec import model_spec
 from weightdiff.organisms.base import OrganismSpec, Sample, family
 from weightdiff.training.losses import collate, loss_by_row
 from weightdiff.training.slots import Slots, fresh_factors
+from weightdiff.training.teacher import Teacher
 
 PREFETCH_STEPS = 20
 
@@ -102,6 +103,7 @@ class Factory:
         self.shapes = model_spec(model)
         self.device = next(self.model.parameters()).device
         self._halving = Halving("organisms")
+        self._teacher = Teacher(self._taught)
 
     def run(
         self, specs: Sequence[OrganismSpec], progress: Callable[[int, float], None] | None = None
@@ -219,13 +221,19 @@ class Factory:
             logits = batch.logits(self.model, line)
             teacher, at = None, None
             if len(kl):
-                held, at = batch.only(kl), torch.isin(batch.rows, kl).nonzero()[:, 0]
-                with torch.no_grad(), switched_off(self.model):
-                    teacher = held.logits(self.model, self._laid([ids[i] for i in held_to], 1))
+                at = torch.isin(batch.rows, kl).nonzero()[:, 0]
+                teacher = self._teacher.logits([flat[i][1] for i in held_to])
             by_row = loss_by_row(logits, batch, teacher, at)
             by_slot = (by_row * weights).view(n, per_slot).sum(1) / per_slot
             by_slot.sum().backward()
         return by_slot.detach().tolist()
+
+    @torch.no_grad()
+    def _taught(self, rows: Sequence[Encoded]) -> torch.Tensor:
+        """The base's logits at the labels of rows."""
+        batch = collate(rows, self.tokenizer.pad_token_id).to(self.device)
+        with switched_off(self.model):
+            return batch.logits(self.model, self._laid([r.ids for r in rows], 1))
 
     def _laid(self, rows: Sequence[Sequence[int]], slots: int) -> Packed | None:
         """Rows in one line, if that spares enough padding to be worth it."""
