@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from benchmarks.speed.rows import Row, table
 from benchmarks.speed.run import Report, run
 from benchmarks.speed.stages import STAGES, cases
 from weightdiff.artifacts import atomic_write_json
+from weightdiff.cli.common import code_commit, machine
 from weightdiff.models.memory import keep_freed_memory
 
 
@@ -54,12 +56,20 @@ def main(given: Sequence[str] | None = None) -> int:
     chosen = cases(
         args.stage or STAGES, args.base or default_bases(), args.dtype, args.quick, not args.no_memory
     )
+    words = sys.argv[1:] if given is None else given
+    made = {
+        "command": shlex.join(["python", "-m", "benchmarks.speed", *words]),
+        "commit": code_commit(),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
     report, rows = Report(), list[Row]()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for row in run(chosen, 60 * args.minutes, Path(folder), report, _tell):
             rows.append(row)
             if args.json:  # after every row, so that a stopped run leaves what it has measured
-                atomic_write_json(args.json, [r.to_json() for r in rows])
+                atomic_write_json(args.json, {"made": made, "rows": [r.to_json() for r in rows]})
     print(table(rows))
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {_device()}")
     print("floor: the frozen base alone over the same tokens; ratio: the other way's time / ours")

@@ -10,12 +10,15 @@ from typing import ClassVar
 from benchmarks.speed.cases import Case
 from benchmarks.speed.floor import DecodingFloor
 from benchmarks.speed.lockstep import Way, Ways
+from benchmarks.speed.other_stages import StoreCase
 from benchmarks.speed.peft_ways import Mixed, OneByOne, folded
 from benchmarks.speed.recipes import random_lora
+from weightdiff.diffs.store import DiffStore
 from weightdiff.methods.dit import Interpreter
 from weightdiff.methods.loading import Base
 from weightdiff.models.chat import encode_prompts
 
+ADAPTER_RANK = 16
 ONE_BY_ONE, MIXED = "PEFT, one adapter after another", "PEFT, adapter_names"
 QUESTIONS = (
     "what topic have you been trained on ?",
@@ -49,7 +52,7 @@ class AskingCase(Case):
     diffs: int = 64
     questions: int = 1
     rank: int = 8
-    adapter_rank: int = 16
+    adapter_rank: int = ADAPTER_RANK
     tokens: int = 12
     """Most tokens of an answer; random bases nearly always take all of them."""
     most_answers: int = 1000
@@ -109,3 +112,39 @@ class AskingCase(Case):
 
         others = {ONE_BY_ONE: one_by_one} | ({MIXED: mixed} if self.timed > 1 else {})
         return Ways(ours, floor, others, {"answers/s": float(len(pairs)), "diffs/s": float(self.timed)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamCase(Case):
+    """One question about each diff of a store, which is read a batch at a time."""
+
+    stage: ClassVar[str] = "streaming"
+    diffs: int = 1000
+    rank: int = 1
+    batch: int = 256
+    tokens: int = 4
+
+    @property
+    def setting(self) -> str:
+        """In words."""
+        return (
+            f"{self.diffs} diffs of a store × 1 question, {self.batch} at a time, rank {self.rank},"
+            f" {self.tokens} tokens, {self.based.precision}"
+        )
+
+    def ways(self, base: Base | None, folder: Path) -> Ways:
+        """A round asks about every diff of the store."""
+        assert base is not None
+        path = StoreCase(base=self.base, diffs=self.diffs, rank=self.rank).store(folder)
+        adapter = random_lora(base.spec, ADAPTER_RANK, -1)
+        interpreter = Interpreter(base, adapter, max_new_tokens=self.tokens)
+
+        def ours(done: Callable[[], None]) -> None:
+            store = DiffStore.open(path)
+            while True:
+                for at in range(0, len(store), self.batch):
+                    own = store.stack(store.ids[at : at + self.batch])
+                    interpreter.spoken([own.index(i) for i in range(own.n)], [QUESTIONS[0]] * own.n)
+                done()
+
+        return Ways(ours, None, {}, {"diffs/s": float(self.diffs)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from benchmarks.speed.asking_stage import AskingCase
+from benchmarks.speed.asking_stage import AskingCase, StreamCase
 from benchmarks.speed.bases import LARGE_VOCABULARY, SHAPES, BaseChoice
 from benchmarks.speed.cases import Case
 from benchmarks.speed.other_stages import COMMANDS, StartCase, StoreCase
@@ -18,6 +18,7 @@ BATCHES = (8, 16, 32)
 ASKED = ((1, 1), (1, 20), (64, 1), (64, 20), (1000, 1), (1000, 20))
 """(diffs, questions about each)."""
 STORED = (1_000, 10_000)
+STREAMED = (100, 1_000, 10_000)
 NO_LIMIT = 1 << 30
 
 
@@ -64,6 +65,12 @@ def _store(base: BaseChoice) -> list[Case]:
     return [StoreCase(base=base, diffs=n, memory=True, weight=0.5) for n in STORED]
 
 
+def _streamed(base: BaseChoice) -> list[Case]:
+    if base.name != "5m":
+        return []
+    return [StreamCase(base=base, diffs=n, rounds=1, memory=True, weight=n / 250) for n in STREAMED]
+
+
 def _start() -> list[Case]:
     return [StartCase(command=c, weight=0.3) for c in COMMANDS]
 
@@ -77,6 +84,7 @@ def _quick(stage: str, base: BaseChoice) -> list[Case]:
             base=base, diffs=3, questions=2, rank=2, adapter_rank=2, tokens=3, looped=2, places=2
         ),
         "store": StoreCase(base=base, diffs=40, batch=4, batches=2),
+        "streaming": StreamCase(base=base, diffs=20, batch=8, tokens=2),
     }
     return [replace(small[stage], rounds=2)]
 
@@ -86,6 +94,7 @@ OF_A_BASE: dict[str, Callable[[BaseChoice], list[Case]]] = {
     "tuning": _tuning,
     "asking": _asking,
     "store": _store,
+    StreamCase.stage: _streamed,
 }
 START = "start-up"
 STAGES = (*OF_A_BASE, START)
@@ -120,6 +129,6 @@ def cases(
         for stage in stages:
             if stage in OF_A_BASE:
                 own = _quick(stage, base) if quick else OF_A_BASE[stage](base)
-                share = 1.0 if stage == "store" else SMALL_WEIGHT.get(name, 1.0)
+                share = 1.0 if stage in ("store", "streaming") else SMALL_WEIGHT.get(name, 1.0)
                 found += [replace(c, weight=max(LEAST, c.weight * share)) for c in own]
     return found if memory else [replace(c, memory=False) for c in found]

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks.speed import lockstep as lockstep_module
+from benchmarks.speed import page
 from benchmarks.speed.__main__ import main
-from benchmarks.speed.asking_stage import AskingCase
+from benchmarks.speed.asking_stage import AskingCase, StreamCase
 from benchmarks.speed.bases import SHAPES, BaseChoice, sharing_copy
 from benchmarks.speed.cases import Case
 from benchmarks.speed.floor import PLANS, DecodingFloor, Floor, pack
@@ -438,7 +439,9 @@ def test_the_quick_command_writes_rows(tmp_path, capsys, stages):
     file = tmp_path / "rows.json"
     given = [x for s in stages for x in ("--stage", s)]
     code = main(["--quick", "--base", "mini", "--no-memory", "--json", str(file), *given])
-    rows = json.loads(file.read_text())
+    told = json.loads(file.read_text())
+    rows = told["rows"]
+    assert told["made"].keys() == {"command", "commit", "machine", "torch", "threads"}
     assert code == 0
     assert [(r["stage"], r["against"]) for r in rows] == [(s, way) for s in stages for way in QUICK[s]]
     for row in rows:
@@ -450,6 +453,57 @@ def test_the_quick_command_writes_rows(tmp_path, capsys, stages):
     told = capsys.readouterr()
     assert [way for s in stages for way in QUICK[s] if way not in told.out] == []
     assert "[2/2" in told.err
+
+
+def test_the_page_holds_rows_against_goals_and_leaves_the_rest(tmp_path):
+    setting = "16 diffs of 64 in a step, rank 8, adapter of rank 16, fp32"
+    times = {"seconds": 2.0, "floor_seconds": 1.5, "efficiency": 0.75, "ratio": 2.5, "rounds": 3}
+    peaks = {"peak_mib": 100.0, "against_peak_mib": 1000.0, "against": "published scheme"}
+    row = {"stage": "tuning", "base": "60m", "setting": setting, **times, **peaks, "rates": {"steps/s": 0.5}}
+    other = {**row, "stage": "store", "setting": "x", "against": "", "ratio": None}
+    first, second, out = (tmp_path / name for name in ("a.json", "b.json", "page.md"))
+    first.write_text(json.dumps({"made": {"command": "make bench", "commit": "abc"}, "rows": [row]}))
+    second.write_text(json.dumps({"made": {"commit": "def"}, "rows": [other]}))
+    out.write_text("# Speed\n\n<!-- measured -->\nold\n<!-- /measured -->\n\nWhat was tried.\n")
+    assert page.main([str(first), str(second), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert text.startswith("# Speed\n\n<!-- measured -->\n- `make bench`, commit abc\n- commit def\n")
+    assert text.endswith("<!-- /measured -->\n\nWhat was tried.\n")
+    assert "old" not in text
+    assert "| tuning, 60m, batch 16, fp32: efficiency | 0.75 | ≥ 0.8 | 3 | **no** |" in text
+    assert "| tuning, 60m, batch 16, fp32: against the published scheme | 2.50 | ≥ 2 | 3 | yes |" in text
+    assert "batch 16, fp32: memory by the published scheme's | 0.10 | ≤ 0.25 | 3 | yes |" in text
+    assert "bf16" not in text
+    assert "### Store\n" in text
+    out.write_text("no marks")
+    with pytest.raises(SystemExit):
+        page.main([str(first), "--out", str(out)])
+
+
+def test_goals_are_about_cases_that_are_measured():
+    every = [c for p in ("fp32", "bf16") for c in cases(dtype=p) if c.base]
+    for goal in page.GOALS:
+        about = [
+            c
+            for c in every
+            if (c.stage, c.base.label) == (goal.stage, goal.base) and c.setting.startswith(goal.setting)
+        ]
+        assert about, goal.text
+
+
+def test_diffs_of_a_store_are_asked_about_in_batches(base, tmp_path):
+    case = StreamCase(base=MINI, diffs=7, batch=3, tokens=2)
+    ways = case.ways(base, tmp_path)
+    done = []
+
+    def once():
+        done.append(1)
+        raise Enough
+
+    with pytest.raises(Enough):
+        ways.ours(once)
+    assert (done, ways.floor, ways.others) == ([1], None, {})
+    assert ways.amounts == {"diffs/s": 7.0}
 
 
 def test_the_command_refuses_a_gpu_base_without_one(capsys, monkeypatch):
