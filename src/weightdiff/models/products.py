@@ -45,7 +45,10 @@ class _Cast:
         key = (x.dtype, x.device, *(0 if t.is_inference() else t._version for t in self.masters))
         # A tensor made in inference mode may not enter a later graph, so it is not kept for one.
         if self.kept is None or key != self.key or (torch.is_grad_enabled() and self.kept[0].is_inference()):
-            self.kept, self.key = self._make(x), key
+            down, up = self._make(x)
+            if up.dim() == 3 and not torch.is_grad_enabled():  # decoding reads it once a token, so it lies flat
+                up = up.mT.contiguous().mT
+            self.kept, self.key = (down, up), key
         return self.kept
 
     def _make(self, x: Tensor) -> Factors:
