@@ -60,19 +60,6 @@ def _resident(field: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def available(device: str) -> int:
-    """Free memory in bytes."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.mem_get_info()[0]
-    status = Path("/proc/meminfo")
-    if not status.exists():
-        return 1 << 62
-    line = next(line for line in status.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) * 1024
-
-
 def peak_of(case: Case, way: str, folder: Path) -> float:
     """Peak memory in MiB of two rounds of a case by one way, above the base and what is asked about.
 

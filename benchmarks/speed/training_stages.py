@@ -11,13 +11,13 @@ from typing import ClassVar
 from benchmarks.speed.cases import Case
 from benchmarks.speed.floor import Floor, pack
 from benchmarks.speed.lockstep import Way, Ways
-from benchmarks.speed.memory import available
 from benchmarks.speed.peft_ways import PeftOrganism
 from benchmarks.speed.published import Factors, PublishedFactory, PublishedTuning
 from benchmarks.speed.recipes import StepRows, random_lora, rows_of, specs
 from weightdiff.diffs.store import DiffStore
 from weightdiff.methods.loading import Base
 from weightdiff.models.chat import Encoded, encode_samples
+from weightdiff.models.memory import free_memory
 from weightdiff.models.rendering import Rendering
 from weightdiff.training.drawing import Buckets, TuningConfig
 from weightdiff.training.factory import Factory, FactoryConfig, make_row, rate
@@ -187,7 +187,7 @@ class TuningCase(Case):
             return Way(run)
 
         amounts = {"steps/s": 1.0, "rows/s": float(self.batch)}
-        needed, free = dense_bytes(base, self.batch), available(base.model.device.type)
+        needed, free = dense_bytes(base, self.batch), free_memory(base.model.device.type)
         if needed > SHARE_OF_MEMORY * free:
             why = f"its dense changes take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
             return Ways(ours, floor, {}, amounts, {PUBLISHED: why})

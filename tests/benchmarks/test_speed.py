@@ -535,7 +535,7 @@ def test_the_start_of_the_command_is_measured(tmp_path):
 
 
 def test_dense_changes_that_do_not_fit_are_left_out(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.speed.training_stages.available", lambda _device: 1000)
+    monkeypatch.setattr("benchmarks.speed.training_stages.free_memory", lambda _device: 1000)
     ways = TuningCase(base=MINI, batch=3, rank=2, adapter_rank=2, stored=4).ways(base, tmp_path)
     assert not ways.others
     assert "its dense changes take 0.0 GB" in ways.left_out["published scheme"]

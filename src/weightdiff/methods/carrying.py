@@ -13,13 +13,20 @@ from typing import Any
 
 import torch
 
+from weightdiff.diffs.factors import tensors_of
 from weightdiff.diffs.renaming import rename_for
 from weightdiff.diffs.types import StackedLoras, WeightDiff
 from weightdiff.errors import QuestionError
 from weightdiff.methods.base import Answer, Method
 from weightdiff.methods.loading import Base
+from weightdiff.models.memory import free_memory
 from weightdiff.models.merge import check_fits, merged
 from weightdiff.models.multilora import RowLoras, attach
+
+SHARE = 0.25
+"""Of free memory, what the diffs of a batch may take."""
+STACKED_BYTES = 6
+"""Of a number of a stacked diff: fp32, and half of it once more for decoding."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,10 @@ def checked(
 
 
 def batches(base: Base, diffs: Sequence[WeightDiff | None], at_once: int) -> Iterator[Batch]:
-    """Split checked diffs into batches of `at_once` at most; a batch with a merged diff has it alone."""
+    """Split checked diffs into batches of `at_once` at most, whose different diffs fit into free memory.
+
+    A batch with a merged diff has it alone.
+    """
     alone: dict[int, list[int]] = {}
     together: list[int] = []
     for i, diff in enumerate(diffs):
@@ -109,9 +119,26 @@ def batches(base: Base, diffs: Sequence[WeightDiff | None], at_once: int) -> Ite
             alone.setdefault(id(diff), []).append(i)
     for positions in (together, *alone.values()):
         whole = None if positions is together else diffs[positions[0]]
-        for at in range(0, len(positions), at_once):
-            own = positions[at : at + at_once]
+        at = 0
+        while at < len(positions):
+            room = int(SHARE * free_memory(next(base.model.parameters()).device.type))
+            n = at_once if whole else _fitting([diffs[i] for i in positions[at : at + at_once]], room)
+            own = positions[at : at + n]
             yield Batch(own, [None if whole else diffs[i] for i in own], whole)
+            at += n
+
+
+def _fitting(diffs: Sequence[WeightDiff | None], room: int) -> int:
+    """How many of these diffs, at least one, can be stacked in `room` bytes; one that comes again is free."""
+    seen: set[int] = set()
+    for n, diff in enumerate(diffs):
+        if diff is None or id(diff) in seen:
+            continue
+        seen.add(id(diff))
+        room -= STACKED_BYTES * sum(t.numel() for m in diff.modules.values() for t in tensors_of(m))
+        if room < 0 and n:
+            return n
+    return max(1, len(diffs))
 
 
 def distinct(diffs: Sequence[WeightDiff | None]) -> tuple[list[WeightDiff | None], list[int]]:

@@ -21,11 +21,15 @@ from weightdiff.methods.loading import Base
 from weightdiff.methods.reading import Report
 from weightdiff.models.chat import encode_answers
 from weightdiff.models.generate import Reading, Said, answer_logprobs, go_on, left_pad
+from weightdiff.models.memory import rows_that_fit
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 
 ROWS_AT_ONCE = 1024
+"""Rows of a batch, where memory allows for as many."""
+PROMPT_TOKENS = 64
+"""Length of a question that memory is set aside for."""
 FAINT = 3.0
 """First notes that are this many nats less likely than the likeliest one are not followed."""
 
@@ -78,7 +82,8 @@ class Speaker:
     def at_once(self) -> int:
         """Questions of one batch, all branches of which are followed together."""
         branches = max(1, self.rendering.branches) if self.rendering.notes_end else 1
-        return max(1, ROWS_AT_ONCE // (self.renderings * branches))
+        rows = rows_that_fit(self.base.model, PROMPT_TOKENS + self.limit, ROWS_AT_ONCE)
+        return max(1, rows // (self.renderings * branches))
 
     @property
     def renderings(self) -> int:
