@@ -37,7 +37,7 @@ RANK_STEPS = (4, 16)
 2 to one full finetune's rank would cost as much as ninety of it."""
 THREE = 0.25
 """Share of the sums that are of three diffs."""
-HELD_BYTES = 2 << 30
+HELD_BYTES = 1 << 29
 """Memory that diffs may take to lie ready, in fp32; those of other buckets are read for every batch."""
 TRAIN, REPORT = "train", "report"
 OWN, OTHER = "own", "other"
