@@ -124,6 +124,19 @@ def test_a_line_whose_rows_have_slots_of_their_own_gives_the_same(model, rows):
     assert min(float(g.abs().max()) for grads in plain_grads.values() for g in grads) > 0
 
 
+def test_a_line_is_felt_where_precisions_differ(model, rows):
+    """Under autocast, factors and layers are of two precisions."""
+    at, own = places(rows), factors(model, len(rows))
+    line = pack(rows, 1, 0)
+    with torch.no_grad(), attach(model, RowLoras(own, 1, line=line)):
+        want = line.logits(model, *at)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = line.logits(model, *at)
+    with torch.no_grad():
+        bare = line.logits(model, *at)
+    assert (got.float() - want).abs().max() < 0.2 * (want - bare).abs().max()
+
+
 def test_a_line_needs_a_slot_for_each_of_its_rows(model, rows):
     with pytest.raises(BatchMismatchError, match="a line of 6 rows needs as many slots, one for each, not 3"):
         RowLoras(factors(model, 3), 1, line=pack(rows, 1, 0))

@@ -90,11 +90,14 @@ class _Layout:
         off = self.off.to(t.device)[:, None, None]
         return out.reshape(len(off), -1, out.shape[-1]).masked_fill(off, 0).reshape(out.shape)
 
+    def unflat(self, t: Tensor, shape: torch.Size) -> Tensor:
+        """A flat tensor in the shape `[rows, ..., size]` that the batch has."""
+        return (t if self.line is None else t.flatten(0, 1).index_select(0, self.line.back)).reshape(shape)
+
     def add_product(self, to: Tensor, t: Tensor, matrix: Tensor, scale: float = 1.0) -> None:
         """Add `scale * t @ matrix` to a tensor in place."""
         if self.line is not None:
-            product = torch.bmm(t, matrix).flatten(0, 1).index_select(0, self.line.back)
-            to.view(product.shape).add_(product, alpha=scale)
+            to.add_(self.unflat(torch.bmm(t, matrix), to.shape), alpha=scale)
             return
         flat = to.view(self.groups, -1, to.shape[-1]) if self.groups else to.view(-1, to.shape[-1])
         _ = flat.baddbmm_(t, matrix, alpha=scale) if self.groups else flat.addmm_(t, matrix, alpha=scale)
@@ -124,7 +127,7 @@ class RowTerm:
         self.name, self.rows = name, rows
         off, groups = None, int(factors[0].shape[0])
         if slots is not None:
-            off = slots < 0 if bool((slots < 0).any()) else None
+            off = (slots < 0).to(factors[0].device) if bool((slots < 0).any()) else None
             groups, slots = int(slots.shape[0]), slots.clamp(min=0)
         self.layout = _Layout(groups, off=off, line=line)
         self.factors = _Cast(*factors, slots=slots)
@@ -147,7 +150,7 @@ class SharedTerm:
             row_mask: bool [rows], or None for all rows.
         """
         self.name, self.mask = name, row_mask
-        self.layout = _Layout(0, scale, None if row_mask is None else ~row_mask)
+        self.layout = _Layout(0, scale, None if row_mask is None else ~row_mask.to(factors[0].device))
         self.factors = _Cast(*factors)
 
     def check(self, x: Tensor) -> None:
@@ -175,7 +178,7 @@ def add_terms(terms: Sequence[RowTerm | SharedTerm], out: Tensor, x: Tensor) -> 
     if any(f.dtype != out.dtype for f in factors):  # autocast, or a layer that changes precision
         for layout, down, up in zip(layouts, factors[::2], factors[1::2], strict=True):
             hidden = layout.product(layout.flat(x), down.mT)
-            out = out + (layout.scale * (hidden @ up.mT)).to(out.dtype).reshape(out.shape)
+            out = out + layout.unflat((layout.scale * (hidden @ up.mT)).to(out.dtype), out.shape)
         return out
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (out, x, *factors)):
         _Added.compute(out, x, layouts, factors)
@@ -226,10 +229,9 @@ class _Added(torch.autograd.Function):
             if layout.scale != 1:
                 inner = inner * layout.scale
             if ctx.needs_input_grad[1]:
-                if to_x is None and layout.line is None:
-                    to_x = (torch.bmm(inner, down) if layout.groups else inner @ down).reshape(ctx.shape)
+                if to_x is None:
+                    to_x = layout.unflat(inner @ down, ctx.shape)
                 else:
-                    to_x = inner.new_zeros(ctx.shape) if to_x is None else to_x
                     layout.add_product(to_x, inner, down)
             needs = ctx.needs_input_grad[3 + 2 * i : 5 + 2 * i]
             found.append(inner.mT @ layout.flat(x) if needs[0] else None)
