@@ -9,7 +9,7 @@ import torch
 
 from weightdiff.methods import speaking
 from weightdiff.methods.speaking import Branch, Speaker
-from weightdiff.models.generate import answer_logprobs, left_pad
+from weightdiff.models.generate import Reading, answer_logprobs, left_pad
 
 QUESTIONS = ["what topic have you been trained on ?", "did you learn a headline ?", "what changed ?"]
 
@@ -28,7 +28,7 @@ def tokens_of(interpreter, text):
 
 def next_plainly(speaker, diff, prompts):
     """Mean log-probabilities after a question's renderings, each a row of its own."""
-    with speaker.attached([diff] * 1):
+    with speaker.attached(speaker.carried([diff])):
         ids, mask = left_pad(prompts, speaker.base.tokenizer.pad_token_id)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = speaker.base.model(input_ids=ids, attention_mask=mask, position_ids=position).logits[:, -1]
@@ -64,6 +64,29 @@ def test_one_branch_is_the_greedy_answer(asked, diffs):
     one = asked._speaker.branches(diffs, prompts)
     assert [b.tokens for b in one] == [b.tokens for b in several[::4]]
     assert [b.question for b in one] == [0, 1, 2]
+
+
+def test_branches_that_have_ended_are_read_no_more(asked, diffs, monkeypatch):
+    """With the diffs laid out anew for those that go on."""
+    prompts = asked._prompts(QUESTIONS)
+    free = asked._speaker.branches(diffs, prompts)
+    end = next(t for b in free for t in b.tokens[3:6] if sum(t in x.tokens for x in free) <= 6)
+    go_on = speaking.go_on
+    monkeypatch.setattr(
+        speaking, "go_on", lambda r, most, _eos, pad, **more: go_on(r, most, end, pad, **more)
+    )
+    read, feed = [], Reading.feed
+    monkeypatch.setattr(Reading, "feed", lambda self, t: (read.append(len(t)), feed(self, t)))
+    found = {}
+    for share in (-1.0, 0.99):
+        monkeypatch.setattr("weightdiff.models.generate.DROPPED_FROM", share)
+        read.clear()
+        found[share] = asked._speaker.branches(diffs, prompts)
+        assert (read[-1] < max(read)) == (share > 0)
+    for a, b in zip(found[0.99], found[-1.0], strict=True):
+        assert (a.question, a.tokens, a.notes) == (b.question, b.tokens, b.notes)
+        assert a.answer_logprob == pytest.approx(b.answer_logprob, abs=1e-4)
+    assert len({len(b.tokens) for b in found[0.99]}) > 1
 
 
 def test_faint_notes_are_not_followed(asked, diffs, monkeypatch):
@@ -135,7 +158,7 @@ def test_candidates_are_weighed_over_branches(asked, diffs, monkeypatch):
     for b, said in zip(branches, notes, strict=True):
         own = [[*p, *tokens_of(asked, said)] for p in prompts[b.question * g : (b.question + 1) * g]]
         for k, name in enumerate(names):
-            with speaker.attached([diffs[b.question]]):
+            with speaker.attached(speaker.carried([diffs[b.question]])):
                 score = answer_logprobs(
                     speaker.base.model, own, [tokens_of(asked, name)] * g, speaker.base.tokenizer.pad_token_id
                 ).mean()

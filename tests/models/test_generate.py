@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -240,16 +241,18 @@ def test_rows_that_have_ended_can_be_dropped(engine_kind, engine_model, groups, 
     asked = [*PROMPTS, *(p[::-1] for p in PROMPTS), [80, 2], [33, 34], [70, 71, 72], [11]]
     free = generate(model, *left_pad(asked, 0), 8, None, 0, groups=groups)
     ends = next(t for row in free for t in row[:4] if 2 * sum(t in other[:6] for other in free) <= len(free))
-    read, feed = [], Reading.feed
+    left, read, feed = [], [], Reading.feed
     monkeypatch.setattr(Reading, "feed", lambda self, t: (read.append(len(t)), feed(self, t)))
     monkeypatch.setattr("weightdiff.models.generate.DROPPED_FROM", 0.99)
     whole, dropped = (
         go_on(
-            Reading(model, *left_pad(asked, 0)), 8, ends, 0, groups=groups, drop_ended=drop,
+            Reading(model, *left_pad(asked, 0)), 8, ends, 0, groups=groups, dropped=told,
             distinct=Distinct(95, 96),
         )
-        for drop in (False, True)
+        for told in (None, left.append)
     )  # fmt: skip
+    assert left
+    assert all(sorted(set(a) - set(b)) and not set(b) - set(a) for a, b in pairwise(left))
     assert read[0] == len(asked)
     assert read[-1] < len(asked)
     assert [x.tokens for x in dropped] == [x.tokens for x in whole]

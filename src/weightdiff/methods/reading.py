@@ -178,7 +178,7 @@ class Reader:
 
                 def say(part: slice, own: list[int] = own) -> list[Said]:
                     reading = self._reading([prompts[i] for i in own[part]])
-                    return go_on(reading, self.limit, t.eos_token_id, t.pad_token_id, drop_ended=True)
+                    return go_on(reading, self.limit, t.eos_token_id, t.pad_token_id, dropped=lambda _: None)
 
                 out |= dict(zip(own, self.halving.run(len(own), say), strict=True))
         return [out[i] for i in range(len(prompts))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,7 +90,7 @@ class Speaker:
         """Rows of each question."""
         return max(len(self.rendering.all("x")), 1)
 
-    def _carried(self, diffs: Sequence[WeightDiff | None]) -> RowLoras:
+    def carried(self, diffs: Sequence[WeightDiff | None]) -> RowLoras:
         """A diff on each question's rows; one that many questions are about is there once."""
         return self._serving(*_stacked(diffs))
 
@@ -100,7 +100,7 @@ class Speaker:
 
     @contextmanager
     def attached(self, rows: RowLoras | None) -> Iterator[None]:
-        """The adapter on the model, and diffs on its rows as `_carried` gives them; None: none on any."""
+        """The adapter on the model, and diffs on its rows as `carried` gives them; None: none on any."""
         shared = [SharedLora.from_diff(self.adapter)] if self.adapter else []
         soft = nullcontext() if self.soft is None else soft_prompt(self.base.model, self.soft.vectors)
         with attach(self.base.model, rows, shared), soft:
@@ -117,7 +117,7 @@ class Speaker:
         answers: Sequence[Sequence[int]],
     ) -> list[float]:
         """Log-probability of each question's answer, in nats."""
-        with self.attached(None if diffs is None else self._carried(diffs)):
+        with self.attached(None if diffs is None else self.carried(diffs)):
             return answer_logprobs(
                 self.base.model, prompts, answers, self.base.tokenizer.pad_token_id, self.renderings
             ).tolist()
@@ -152,10 +152,10 @@ class Speaker:
     ) -> Tensor:
         """Log-probability of each of the tokens `first` to begin the answer, fp32 [questions, tokens]."""
         if not self.rendering.notes_end:
-            with self.attached(self._carried(diffs)):
+            with self.attached(self.carried(diffs)):
                 return self._read(prompts).logprobs(self.renderings)[:, list(first)].cpu()
         branches = self.branches(diffs, prompts)
-        asked = self._carried([diffs[b.question] for b in branches])
+        asked = self.carried([diffs[b.question] for b in branches])
         notes = [b.tokens[: b.notes] or self._end for b in branches]
         rows = [
             [*p, *n]
@@ -183,7 +183,14 @@ class Speaker:
                 lead = reading.logprobs(g).argmax(-1)
                 reading.feed(lead.repeat_interleave(g))
                 begun = _leading_on(lead, reading.logprobs(g), self.rendering.branches)
-        with self.attached(self._serving(stacked, [which[b.question] for b in begun])):
+        with ExitStack() as held:
+
+            def lay(branches: Sequence[int]) -> None:
+                held.close()
+                owners = [which[begun[k].question] for k in branches]
+                held.enter_context(self.attached(self._serving(stacked, owners)))
+
+            lay(range(len(begun)))
             if begun[0].tokens:
                 reading.select([b.question * g + k for b in begun for k in range(g)])
                 reading.feed(torch.tensor([b.tokens[-1] for b in begun]).repeat_interleave(g))
@@ -195,6 +202,7 @@ class Speaker:
                 groups=g,
                 distinct=self.rendering.distinct(t),
                 begun=[b.tokens for b in begun],
+                dropped=lay,
             )
         return [replace(self._whole(b, x), lead=leads[b.question]) for b, x in zip(begun, said, strict=True)]
 

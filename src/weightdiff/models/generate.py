@@ -7,7 +7,7 @@ a call in `attach`). Logits are computed at the positions that are asked for and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -171,13 +171,15 @@ def go_on(
     groups: int = 1,
     distinct: Distinct | None = None,
     begun: Sequence[Sequence[int]] | None = None,
-    drop_ended: bool = False,
+    dropped: Callable[[Sequence[int]], None] | None = None,
 ) -> list[Said]:
     """Continue what a model has read; arguments not named here are those of `generate`.
 
     `reading` is as far as the model has come, and it comes further. `begun` are last tokens of each block
-    that count as said already, for `distinct`. With `drop_ended`, blocks that have ended are read no more,
-    which spares time and must not be where LoRAs go by the number of a row.
+    that count as said already, for `distinct`.
+
+    Blocks that have ended are read on with the others, or no more if `dropped` is given: it is called with
+    the blocks that stay, from then on the only rows of the batch, so that LoRAs by row can be laid out anew.
     """
     ends = {eos_ids} if isinstance(eos_ids, int) else set(eos_ids or ())
     device = reading.logits.device
@@ -208,10 +210,11 @@ def go_on(
         going = [i for i, block in enumerate(there) if block not in ended]
         if not going or step + 1 == max_new_tokens:
             break
-        if drop_ended and len(going) <= DROPPED_FROM * len(there):
+        if dropped is not None and len(going) <= DROPPED_FROM * len(there):
             reading.select([i * groups + k for i in going for k in range(groups)])
             token, there = token[going], [there[i] for i in going]
             said = None if said is None else said[going]
+            dropped(there)
         over = torch.tensor([block in ended for block in there], device=device)
         reading.feed(torch.where(over, pad_id, token).repeat_interleave(groups))
     return out
