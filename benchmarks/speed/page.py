@@ -98,12 +98,16 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def measured(runs: Sequence[dict[str, Any]]) -> str:
-    """The measured part: how each run was made, the goals, and a table for each stage."""
+    """The measured part: how each run was made, the goals, and a table for each stage.
+
+    Rows of a later run take the place of those of an earlier one.
+    """
     lines: list[str] = []
     for run in runs:
         made = ", ".join(f"{k} {v}" if k != "command" else f"`{v}`" for k, v in run["made"].items())
         lines.append(f"- {made}")
-    rows = [Row(**r) for run in runs for r in run["rows"]]
+    told = {(r["stage"], r["base"], r["setting"], r["against"]): r for run in runs for r in run["rows"]}
+    rows = [Row(**r) for r in told.values()]  # of the last run that has them
     lines += ["", "### Against the goals", "", *goal_lines(rows)]
     for stage in dict.fromkeys(r.stage for r in rows):
         lines += ["", f"### {stage.capitalize()}", "", *stage_lines([r for r in rows if r.stage == stage])]

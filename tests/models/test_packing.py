@@ -100,11 +100,12 @@ def test_logits_and_gradients_are_those_of_padded_rows(model, rows):
     assert min(float(g.abs().max()) for grads in plain_grads.values() for g in grads) > 0
 
 
-def test_a_line_whose_rows_have_slots_of_their_own_gives_the_same(model, rows):
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_a_line_whose_rows_have_slots_of_their_own_gives_the_same(model, rows, multiple):
     at, (ids, mask) = places(rows), padded(rows)
     weight = torch.randn(len(at[0]), model.config.vocab_size, generator=torch.Generator().manual_seed(2))
     found = []
-    for line in (None, pack(rows, 1, 0)):
+    for line in (None, pack(rows, 1, 0, multiple=multiple)):
         own = factors(model, len(rows))
         shared = {k: tuple(t[0].detach().clone().requires_grad_() for t in pair) for k, pair in own.items()}
         with attach(model, RowLoras(own, 1, line=line), [SharedLora(shared, scale=0.5)]):
@@ -140,6 +141,20 @@ def test_a_line_is_felt_where_precisions_differ(model, rows):
 def test_a_line_needs_a_slot_for_each_of_its_rows(model, rows):
     with pytest.raises(BatchMismatchError, match="a line of 6 rows needs as many slots, one for each, not 3"):
         RowLoras(factors(model, 3), 1, line=pack(rows, 1, 0))
+
+
+def test_stretches_are_multiples_where_they_are_asked_to_be(model, rows):
+    line = pack(rows, 3, 0, multiple=8)
+    assert line.ids.shape == (1, 3 * 16)
+    assert (line.whole, pack(rows, 1, 0).whole, pack(rows, 3, 0).whole) == (False, True, False)
+    at, own = places(rows), factors(model, 3)
+    with torch.no_grad(), attach(model, RowLoras(own, 2, one_line=True)):
+        torch.testing.assert_close(line.logits(model, *at), pack(rows, 3, 0).logits(model, *at), **TOLERANCE)
+    short = [[5] * 40, [5] * 10, [5] * 12, [5] * 11]
+    assert pack_where_it_pays(model, short, 1, 0).ids.shape == (1, 73)
+    half = model.to(torch.bfloat16)
+    assert pack_where_it_pays(half, short, 1, 0).ids.shape == (1, 128)
+    assert pack_where_it_pays(half, short, 2, 0).ids.shape == (1, 2 * 64)
 
 
 def test_it_pays_where_rows_differ(model):

@@ -22,6 +22,9 @@ from weightdiff.models.generate import logits_at
 NAME = "weightdiff-packed"
 KINDS = ("llama", "qwen2", "qwen3")
 """Models whose attention is causal and nothing else, by `model_type`."""
+STRETCH, LINE = 16, 64
+"""Of which the lengths of stretches, and of a line that is one, are multiples, in 16 bits on a CPU: products
+of every new shape are compiled there first, which takes longer than the products."""
 WORTH_PACKING = 0.9
 """Rows are laid end to end where that leaves less than this share of the padded batch's tokens."""
 
@@ -42,6 +45,8 @@ class Packed:
     """[tokens], where each token of the line stands in the flattened `places`; 0 for padding."""
     used: Tensor
     """Bool [tokens]: what is no padding of a slot."""
+    whole: bool = True
+    """Whether there is no padding at all."""
 
     def logits(self, model: Any, rows: Tensor, positions: Tensor) -> Tensor:
         """The model's logits at chosen places of rows, [n, vocabulary]; arguments as in `logits_at`."""
@@ -74,7 +79,11 @@ def packs(model: Any) -> bool:
 
 
 def pack(
-    rows: Sequence[Sequence[int]], slots: int, pad_id: int, device: torch.device | str = "cpu"
+    rows: Sequence[Sequence[int]],
+    slots: int,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    multiple: int = 1,
 ) -> Packed:
     """Lay rows end to end.
 
@@ -83,10 +92,11 @@ def pack(
         slots: how many slots; each takes as long a stretch as the longest one needs.
         pad_id: token that fills the end of the others.
         device: where the tensors go.
+        multiple: of which a stretch's length is to be one.
     """
     lengths = torch.tensor([len(r) for r in rows])
     own = lengths.view(slots, -1)
-    width, longest = int(own.sum(1).max()), int(lengths.max())
+    width, longest = -(-int(own.sum(1).max()) // multiple) * multiple, int(lengths.max())
     starts = (own.cumsum(1) - own + width * torch.arange(slots)[:, None]).flatten()
     steps = torch.arange(longest).expand(len(rows), longest)
     inside = steps < lengths[:, None]
@@ -98,7 +108,7 @@ def pack(
     ids[at] = torch.tensor([token for row in rows for token in row])
     positions[at], back[at], used[at] = steps[inside], inside.flatten().nonzero()[:, 0], True
     made = (ids[None], positions[None], places, inside, back, used)
-    return Packed(*(t.to(device) for t in made))
+    return Packed(*(t.to(device) for t in made), whole=len(at) == len(ids))
 
 
 def pack_where_it_pays(
@@ -107,7 +117,9 @@ def pack_where_it_pays(
     """Rows in one line as `pack` lays them, if the model allows it and it spares enough padding."""
     if not packs(model):
         return None
-    packed = pack(rows, slots, pad_id, device)
+    weight = next(model.parameters())
+    short = weight.device.type == "cpu" and weight.element_size() == 2
+    packed = pack(rows, slots, pad_id, device, (STRETCH if slots > 1 else LINE) if short else 1)
     return packed if packed.ids.numel() < WORTH_PACKING * packed.places.numel() else None
 
 

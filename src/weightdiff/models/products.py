@@ -92,7 +92,12 @@ class _Layout:
 
     def unflat(self, t: Tensor, shape: torch.Size) -> Tensor:
         """A flat tensor in the shape `[rows, ..., size]` that the batch has."""
-        return (t if self.line is None else t.flatten(0, 1).index_select(0, self.line.back)).reshape(shape)
+        if self.line is None:
+            return t.reshape(shape)
+        out = t.flatten(0, 1).index_select(0, self.line.back)
+        if not self.line.whole:
+            out.masked_fill_(~self.line.used[:, None], 0)
+        return out.reshape(shape)
 
     def add_product(self, to: Tensor, t: Tensor, matrix: Tensor, scale: float = 1.0) -> None:
         """Add `scale * t @ matrix` to a tensor in place."""

@@ -133,10 +133,12 @@ class Slots:
         square = torch.zeros(self.n, device=self.device)
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._tensors]
         for g in grads:
-            square += g.float().flatten(1).pow(2).sum(1)
+            square += torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float32).square()
         shrink = ((self.clip / (square.sqrt() + 1e-6)).clamp(max=1.0) * live)[:, None, None]
+        if not bool((shrink == 1).all()):
+            grads = [g.mul_(shrink) for g in grads]
         move = {"adam": self._adam, "sgd": self._sgd, "lion": self._lion}[self.optimizer]
-        move([g * shrink for g in grads], lr)
+        move(grads, lr)
         self.forget()
 
     def forget(self) -> None:
@@ -147,12 +149,12 @@ class Slots:
     def _adam(self, grads: Sequence[Tensor], lr: Tensor) -> None:
         t = self.steps.clamp(min=1).float()
         b1, b2 = self.betas
-        size = (lr / (1 - b1**t))[:, None, None]
         root = (1 - b2**t).sqrt()[:, None, None]
+        size = (-lr / (1 - b1**t))[:, None, None] * root
         for p, g, m, v in zip(self._tensors, grads, self._first, self._second, strict=True):
-            m.mul_(b1).add_(g, alpha=1 - b1)
+            m.lerp_(g, 1 - b1)
             v.mul_(b2).addcmul_(g, g, value=1 - b2)
-            p.sub_(size * m / (v.sqrt() / root + 1e-8))
+            p.addcdiv_(m * size, v.sqrt().add_(1e-8 * root))
 
     def _sgd(self, grads: Sequence[Tensor], lr: Tensor) -> None:
         for p, g, m in zip(self._tensors, grads, self._first, strict=True):
