@@ -46,10 +46,8 @@ class _Cast:
         # A tensor made in inference mode may not enter a later graph, so it is not kept for one.
         if self.kept is None or key != self.key or (torch.is_grad_enabled() and self.kept[0].is_inference()):
             down, up = self._make(x)
-            if (
-                up.dim() == 3 and not torch.is_grad_enabled()
-            ):  # decoding reads it once a token, so it lies flat
-                up = up.mT.contiguous().mT
+            if up.dim() == 3 and not torch.is_grad_enabled():
+                up = up.mT.contiguous().mT  # decoding reads it once a token, in this order
             self.kept, self.key = (down, up), key
         return self.kept
 
