@@ -314,7 +314,8 @@ def logits_at(
     finally:
         if handle is not None:
             handle.remove()
-    return out.logits[0] if gathered else out.logits[rows, positions]
+    # squeeze, not [0], whose gradient would be a copy of all logits
+    return out.logits.squeeze(0) if gathered else out.logits[rows, positions]
 
 
 def _said(scores: Tensor, begun: Sequence[Sequence[int]] | None) -> Tensor:

@@ -313,15 +313,24 @@ def _any_other(own: str, parts: Sequence[Part], config: TuningConfig, rng: rando
 
 
 def one_ahead(make: Callable[[], T], n: int) -> Iterator[T]:
-    """What `make` gives, `n` times: the next is made by another thread while one is in use."""
+    """What `make` gives, `n` times: the next is made by another thread while one is in use.
+
+    That thread computes on one core. If each of the two had a team of threads, there would be more threads
+    than cores, and at every operation both teams would sleep until the system wakes them: steps of a small
+    base took three times as long.
+    """
     if not n:
         return
-    with ThreadPoolExecutor(1) as pool:
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         ahead = pool.submit(make)
-        for _ in range(n - 1):
-            made, ahead = ahead.result(), pool.submit(make)
+        for i in range(n):
+            made = ahead.result()
+            if not i:
+                torch.set_num_threads(threads)  # what threads of the future begin with is one for all
+            if i + 1 < n:
+                ahead = pool.submit(make)
             yield made
-        yield ahead.result()
 
 
 @contextmanager
