@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -66,6 +67,8 @@ def test_every_token_is_at_its_place(rows):
         assert packed.positions[0, where].tolist() == list(range(len(row)))
         assert packed.places.flatten()[packed.back[where]].tolist() == where.tolist()
         assert packed.inside[i].tolist() == [t < len(row) for t in range(9)]
+        assert packed.row_of.flatten()[where].tolist() == [i % 2] * len(row)
+    assert torch.equal(packed.row_of.flatten() >= 0, packed.used)
     assert int(packed.used.sum()) == sum(map(len, rows))
     assert not packed.ids[0][~packed.used].any()
 
@@ -100,12 +103,12 @@ def test_logits_and_gradients_are_those_of_padded_rows(model, rows):
     assert min(float(g.abs().max()) for grads in plain_grads.values() for g in grads) > 0
 
 
-@pytest.mark.parametrize("multiple", [1, 16])
-def test_a_line_whose_rows_have_slots_of_their_own_gives_the_same(model, rows, multiple):
+@pytest.mark.parametrize(("stretches", "multiple"), [(1, 1), (1, 16), (2, 1), (3, 16), (6, 1)])
+def test_a_line_whose_rows_have_slots_of_their_own_gives_the_same(model, rows, stretches, multiple):
     at, (ids, mask) = places(rows), padded(rows)
     weight = torch.randn(len(at[0]), model.config.vocab_size, generator=torch.Generator().manual_seed(2))
     found = []
-    for line in (None, pack(rows, 1, 0, multiple=multiple)):
+    for line in (None, pack(rows, stretches, 0, multiple=multiple)):
         own = factors(model, len(rows))
         shared = {k: tuple(t[0].detach().clone().requires_grad_() for t in pair) for k, pair in own.items()}
         with attach(model, RowLoras(own, 1, line=line), [SharedLora(shared, scale=0.5)]):
@@ -146,7 +149,6 @@ def test_a_line_needs_a_slot_for_each_of_its_rows(model, rows):
 def test_stretches_are_multiples_where_they_are_asked_to_be(model, rows):
     line = pack(rows, 3, 0, multiple=8)
     assert line.ids.shape == (1, 3 * 16)
-    assert (line.whole, pack(rows, 1, 0).whole, pack(rows, 3, 0).whole) == (False, True, False)
     at, own = places(rows), factors(model, 3)
     with torch.no_grad(), attach(model, RowLoras(own, 2, one_line=True)):
         torch.testing.assert_close(line.logits(model, *at), pack(rows, 3, 0).logits(model, *at), **TOLERANCE)
@@ -155,6 +157,37 @@ def test_stretches_are_multiples_where_they_are_asked_to_be(model, rows):
     half = model.to(torch.bfloat16)
     assert pack_where_it_pays(half, short, 1, 0).ids.shape == (1, 128)
     assert pack_where_it_pays(half, short, 2, 0).ids.shape == (1, 2 * 64)
+
+
+def test_stretches_are_balanced():
+    rng = random.Random(4)
+    for _ in range(20):
+        lengths = [rng.choice((9, 10, 14, 30)) + rng.randrange(5) for _ in range(8)]
+        order = packing.balanced(lengths, 2)
+        assert sorted(order) == list(range(8))
+        longest = max(sum(lengths[i] for i in part) for part in (order[:4], order[4:]))
+        halves = (sum(lengths[i] for i in half) for half in itertools.combinations(range(8), 4))
+        best = min(max(one, sum(lengths) - one) for one in halves)
+        assert longest <= 1.1 * best
+    assert packing.balanced([5, 5, 5], 3) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("n", "rank", "together"),
+    [
+        (16, 8, 4),
+        (16, 16, 4),
+        (16, 32, 2),
+        (16, 33, 1),
+        (6, 2, 3),
+        (7, 2, 7),
+        (11, 2, 1),
+        (1, 2, 1),
+        (8, 0, 4),
+    ],
+)
+def test_rows_stand_together_where_they_divide_evenly_and_ranks_stay_low(n, rank, together):
+    assert packing.rows_together(n, rank) == together
 
 
 def test_it_pays_where_rows_differ(model):

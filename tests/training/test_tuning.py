@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
 
@@ -89,18 +90,17 @@ def test_loss_is_on_answer_tokens_only(embedded_base, random_store, spied):
     assert len(batches) == 2
     assert any(q.notes for _, q in drawn)
     for i, (rows, batch) in enumerate(batches):
+        wanted, found = [], []
         for r, (_, q) in enumerate(drawn[i * QUICK.batch : (i + 1) * QUICK.batch]):
-            question = q.text
-            targets = batch.targets[batch.rows == r].tolist()
             said = f"{q.notes} so {q.answer}" if q.notes else q.answer
-            assert targets == [*t(said, add_special_tokens=False)["input_ids"], t.eos_token_id]
-            prompt = rows[r].ids[: rows[r].start]
-            assert (
-                prompt == t(f"<bos><user>{question}<end><assistant>", add_special_tokens=False)["input_ids"]
-            )
+            prompt = t(f"<bos><user>{q.text}<end><assistant>", add_special_tokens=False)["input_ids"]
+            wanted.append((prompt, [*t(said, add_special_tokens=False)["input_ids"], t.eos_token_id]))
+            at = batch.rows == r
+            found.append((rows[r].ids[: rows[r].start], batch.targets[at].tolist()))
             # The first label is predicted at the prompt's last token, the last one before the end token.
-            places = batch.positions[batch.rows == r].tolist()
-            assert places == list(range(len(prompt) - 1, len(rows[r].ids) - 1))
+            places = batch.positions[at].tolist()
+            assert places == list(range(rows[r].start - 1, len(rows[r].ids) - 1))
+        assert sorted(found) == sorted(wanted)  # a batch's rows are put in an order that balances stretches
 
 
 def test_one_step_is_a_plain_step_on_the_answers(embedded_base, random_store, spied):
@@ -513,3 +513,15 @@ def test_one_batch_is_made_ahead_and_no_more():
     assert not list(tuning.one_ahead(lambda: made.append(9), 0))
     with pytest.raises(ZeroDivisionError):
         list(tuning.one_ahead(lambda: 1 // 0, 2))
+
+
+def test_what_is_made_ahead_is_made_on_one_core():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert list(tuning.one_ahead(torch.get_num_threads, 3)) == [1, 1, 1]
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:  # a thread of the future
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)

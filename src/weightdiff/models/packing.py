@@ -1,7 +1,7 @@
 """Rows laid end to end: linear layers see hardly any padding, and attention sees each row by itself.
 
-A batch is one line of tokens. Slots take equal stretches of it, so that what row LoRAs add stays one batched
-product. For attention alone, rows are taken apart and padded.
+A batch is one line of tokens. Slots, or a few of them together, take equal stretches of it, so that what row
+LoRAs add stays one batched product. For attention alone, rows are taken apart and padded.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ KINDS = ("llama", "qwen2", "qwen3")
 STRETCH, LINE = 16, 64
 """Of which the lengths of stretches, and of a line that is one, are multiples, in 16 bits on a CPU: products
 of every new shape are compiled there first, which takes longer than the products."""
+MOST_TOGETHER, MOST_COLUMNS = 8, 64
+"""Rows of a stretch that have LoRAs of their own, and the ranks of these together."""
 WORTH_PACKING = 0.9
 """Rows are laid end to end where that leaves less than this share of the padded batch's tokens."""
 
@@ -45,8 +47,8 @@ class Packed:
     """[tokens], where each token of the line stands in the flattened `places`; 0 for padding."""
     used: Tensor
     """Bool [tokens]: what is no padding of a slot."""
-    whole: bool = True
-    """Whether there is no padding at all."""
+    row_of: Tensor
+    """[stretches, tokens of one], the number of each token's row among its stretch's; -1 for padding."""
 
     def logits(self, model: Any, rows: Tensor, positions: Tensor) -> Tensor:
         """The model's logits at chosen places of rows, [n, vocabulary]; arguments as in `logits_at`."""
@@ -107,8 +109,37 @@ def pack(
     used = torch.zeros_like(ids, dtype=torch.bool)
     ids[at] = torch.tensor([token for row in rows for token in row])
     positions[at], back[at], used[at] = steps[inside], inside.flatten().nonzero()[:, 0], True
-    made = (ids[None], positions[None], places, inside, back, used)
-    return Packed(*(t.to(device) for t in made), whole=len(at) == len(ids))
+    row_of = torch.full_like(ids, -1)
+    row_of[at] = (torch.arange(len(rows)) % own.shape[1])[:, None].expand_as(inside)[inside]
+    made = (ids[None], positions[None], places, inside, back, used, row_of.view(slots, width))
+    return Packed(*(t.to(device) for t in made))
+
+
+def rows_together(n: int, rank: int) -> int:
+    """How many rows, each with a LoRA of its own, are best in one stretch; 1: they are best apart.
+
+    All LoRAs of a stretch are applied to all its tokens, and what is not a token's own is struck out: more
+    rows make products that are wider and wasted for a larger part, fewer make stretches less alike.
+
+    Args:
+        n: rows of a batch, which stretches share evenly.
+        rank: of their LoRAs.
+    """
+    fitting = [k for k in range(2, MOST_TOGETHER + 1) if n % k == 0 and k * rank <= MOST_COLUMNS]
+    return min(fitting, key=lambda k: abs(k - 4), default=1)
+
+
+def balanced(lengths: Sequence[int], stretches: int) -> list[int]:
+    """Rows in an order in which equally many, taken in turn, make stretches of about the same length.
+
+    The longest rows are given out first, each to the shortest stretch that has a place left.
+    """
+    places = len(lengths) // stretches
+    given: list[list[int]] = [[] for _ in range(stretches)]
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        open_ = [own for own in given if len(own) < places]
+        min(open_, key=lambda own: sum(lengths[j] for j in own)).append(i)
+    return [i for own in given for i in own]
 
 
 def pack_where_it_pays(

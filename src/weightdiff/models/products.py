@@ -68,40 +68,25 @@ class _Layout:
     scale: float = 1.0
     off: Tensor | None = None
     """Bool [stretches or rows]: those that feel nothing."""
-    line: Packed | None = None
-    """The batch is this line, whose rows, of different lengths, are the stretches."""
+    foreign: Tensor | None = None
+    """Bool [stretches, tokens, rank]: what is between the factors and not for this token."""
 
     def flat(self, t: Tensor) -> Tensor:
         """`[rows, ..., size]` as `[groups, tokens, size]`, or `[tokens, size]` where factors are shared."""
-        if self.line is not None:
-            places = self.line.places
-            return t.reshape(-1, t.shape[-1]).index_select(0, places.flatten()).view(*places.shape, -1)
         return t.reshape(self.groups, -1, t.shape[-1]) if self.groups else t.reshape(-1, t.shape[-1])
 
     def product(self, t: Tensor, matrix: Tensor) -> Tensor:
-        """`t @ matrix` of flat tensors, zero where the term is off."""
+        """`t @ matrix` of flat tensors, what is between the factors; zero where the term is off."""
         out = torch.bmm(t, matrix) if self.groups else t @ matrix
-        if self.line is not None:
-            return out.masked_fill_(~self.line.inside[:, :, None], 0)
+        if self.foreign is not None:
+            return out.masked_fill_(self.foreign, 0)
         if self.off is None:
             return out
         off = self.off.to(t.device)[:, None, None]
         return out.reshape(len(off), -1, out.shape[-1]).masked_fill(off, 0).reshape(out.shape)
 
-    def unflat(self, t: Tensor, shape: torch.Size) -> Tensor:
-        """A flat tensor in the shape `[rows, ..., size]` that the batch has."""
-        if self.line is None:
-            return t.reshape(shape)
-        out = t.flatten(0, 1).index_select(0, self.line.back)
-        if not self.line.whole:
-            out.masked_fill_(~self.line.used[:, None], 0)
-        return out.reshape(shape)
-
     def add_product(self, to: Tensor, t: Tensor, matrix: Tensor, scale: float = 1.0) -> None:
         """Add `scale * t @ matrix` to a tensor in place."""
-        if self.line is not None:
-            to.add_(self.unflat(torch.bmm(t, matrix), to.shape), alpha=scale)
-            return
         flat = to.view(self.groups, -1, to.shape[-1]) if self.groups else to.view(-1, to.shape[-1])
         _ = flat.baddbmm_(t, matrix, alpha=scale) if self.groups else flat.addmm_(t, matrix, alpha=scale)
 
@@ -128,11 +113,14 @@ class RowTerm:
             line: the batch is this line, whose row i belongs to slot i.
         """
         self.name, self.rows = name, rows
-        off, groups = None, int(factors[0].shape[0])
+        off, groups, foreign = None, int(factors[0].shape[0]), None
+        if line is not None:
+            factors, foreign = _side_by_side(factors, line)
+            groups = len(line.row_of)
         if slots is not None:
             off = (slots < 0).to(factors[0].device) if bool((slots < 0).any()) else None
             groups, slots = int(slots.shape[0]), slots.clamp(min=0)
-        self.layout = _Layout(groups, off=off, line=line)
+        self.layout = _Layout(groups, off=off, foreign=foreign)
         self.factors = _Cast(*factors, slots=slots)
 
     def check(self, x: Tensor) -> None:
@@ -181,7 +169,7 @@ def add_terms(terms: Sequence[RowTerm | SharedTerm], out: Tensor, x: Tensor) -> 
     if any(f.dtype != out.dtype for f in factors):  # autocast, or a layer that changes precision
         for layout, down, up in zip(layouts, factors[::2], factors[1::2], strict=True):
             hidden = layout.product(layout.flat(x), down.mT)
-            out = out + layout.unflat((layout.scale * (hidden @ up.mT)).to(out.dtype), out.shape)
+            out = out + (layout.scale * (hidden @ up.mT)).to(out.dtype).reshape(out.shape)
         return out
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (out, x, *factors)):
         _Added.compute(out, x, layouts, factors)
@@ -233,13 +221,23 @@ class _Added(torch.autograd.Function):
                 inner = inner * layout.scale
             if ctx.needs_input_grad[1]:
                 if to_x is None:
-                    to_x = layout.unflat(inner @ down, ctx.shape)
+                    to_x = (inner @ down).reshape(ctx.shape)
                 else:
                     layout.add_product(to_x, inner, down)
             needs = ctx.needs_input_grad[3 + 2 * i : 5 + 2 * i]
             found.append(inner.mT @ layout.flat(x) if needs[0] else None)
             found.append((at.mT @ middle) * layout.scale if needs[1] else None)
         return (g, to_x, None, *found)
+
+
+def _side_by_side(factors: Factors, line: Packed) -> tuple[Factors, Tensor]:
+    """The factors of all rows of a stretch as one pair of a higher rank, and what is `foreign` to tokens."""
+    (slots, rank, width), height = factors[0].shape, factors[1].shape[1]
+    stretches = len(line.row_of)
+    down = factors[0].reshape(stretches, -1, width)
+    up = factors[1].mT.reshape(stretches, -1, height).mT  # no copy where `up` is laid out rank by rank
+    owner = torch.arange(slots // stretches, device=down.device).repeat_interleave(rank)
+    return (down, up), line.row_of.to(down.device)[:, :, None] != owner
 
 
 def _check_batch(name: str, x: Tensor, rows: int) -> None:

@@ -184,6 +184,27 @@ class Sampler:
         return [shares[k] if k in shares else given.get(k, 0.0) for k in kinds]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Rows of a batch before their LoRAs are made."""
+
+    lessons: list[Lesson]
+    """What each is asked."""
+    stacked: StackedLoras
+    chosen: list[list[int]]
+    """Of which stacked diffs each row carries the sum."""
+
+    @property
+    def rank(self) -> int:
+        """Of the rows' LoRAs."""
+        most = max(1, *map(len, self.chosen))
+        return most * max((d.shape[1] for d, _ in self.stacked.modules.values()), default=0)
+
+    def loras(self, order: Sequence[int]) -> RowLoras:
+        """The LoRAs of these rows."""
+        return summed_rows(self.stacked, [self.chosen[i] for i in order])
+
+
 class Buckets:
     """Training diffs by rank, each bucket with its sampler; a batch is of one.
 
@@ -204,12 +225,17 @@ class Buckets:
         for b, members in sorted(made.items()):
             ids = [r.id for r in members]
             if (size := store.stack_bytes(ids)) <= spare:
-                self.held[b] = store.stack(ids), {id: i for i, id in enumerate(ids)}
+                self.held[b] = rank_by_rank(store.stack(ids)), {id: i for i, id in enumerate(ids)}
                 spare -= size
         self.weights = [len(members) for _, members in sorted(made.items())]
 
     def draw(self, rng: random.Random, n: int) -> tuple[RowLoras, list[Lesson]]:
         """`n` rows of a batch and what they are asked."""
+        drawn = self.choose(rng, n)
+        return drawn.loras(range(n)), drawn.lessons
+
+    def choose(self, rng: random.Random, n: int) -> Drawn:
+        """As `draw`, with the LoRAs to be made when the rows' order is known."""
         bucket = rng.choices(list(self.samplers), self.weights)[0]
         drawn = [self.samplers[bucket].draw(rng) for _ in range(n)]
         if bucket in self.held:
@@ -218,7 +244,7 @@ class Buckets:
             ids = list(dict.fromkeys(row.id for rows, _ in drawn for row in rows))
             stacked, at = self.store.stack(ids), {id: i for i, id in enumerate(ids)}
         chosen = [[at[row.id] for row in rows] for rows, _ in drawn]
-        return summed_rows(stacked, chosen), [q for _, q in drawn]
+        return Drawn([q for _, q in drawn], stacked, chosen)
 
 
 def rank_of(row: DiffRow) -> int:
@@ -242,13 +268,18 @@ def trained_kinds(rows: Sequence[DiffRow], config: TuningConfig, report: str = "
     return sorted(k for k in there if k in NAMED_BY or given.get(k, 0.0) > 0)
 
 
+def rank_by_rank(stacked: StackedLoras) -> StackedLoras:
+    """The same with each `up` laid out as [n, rank, out], so that rows' factors can stand side by side."""
+    return StackedLoras({k: (d, u.mT.contiguous().mT) for k, (d, u) in stacked.modules.items()}, stacked.n)
+
+
 def summed_rows(stacked: StackedLoras, chosen: Sequence[Sequence[int]]) -> RowLoras:
     """Row LoRAs of a batch, each the sum of the diffs chosen for it: none gives a row of zeros."""
     most = max(1, *(len(c) for c in chosen))
     device = next((d.device for d, _ in stacked.modules.values()), None)
     if all(len(c) == 1 for c in chosen):
         alone = torch.tensor([c[0] for c in chosen], device=device)
-        modules = {k: (d[alone], u[alone]) for k, (d, u) in stacked.modules.items()}
+        modules = {k: (d[alone], u.mT[alone].mT) for k, (d, u) in stacked.modules.items()}
         return RowLoras(modules, 1, len(chosen))
     at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen], device=device)
     alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen], device=device)

@@ -27,7 +27,7 @@ from weightdiff.models.chat import Encoded, encode_prompts, encode_samples
 from weightdiff.models.generate import generate, left_pad
 from weightdiff.models.halving import Halving
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
-from weightdiff.models.packing import pack_where_it_pays
+from weightdiff.models.packing import balanced, pack_where_it_pays, rows_together
 from weightdiff.models.products import Factors
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
@@ -165,7 +165,9 @@ def learn(
     device = next(model.parameters()).device
     parameters: Leaves = {k: tuple(t.to(device).requires_grad_() for t in ts) for k, ts in start.items()}
     flat = [t for ts in parameters.values() for t in ts]
-    optimizer = torch.optim.AdamW(flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
+    )
     learned = made(parameters)
     buckets = Buckets(store, rows, config, rendering.report)
     average = _copy(parameters)
@@ -175,10 +177,12 @@ def learn(
     smooth = 0.0
 
     def draw() -> tuple[RowLoras, LabelledBatch]:
-        rows_on, asked = buckets.draw(rng, config.batch)
-        texts = [(rendering.render(q.text, rng), rendering.write(q.notes, q.answer)) for q in asked]
+        drawn = buckets.choose(rng, config.batch)
+        texts = [(rendering.render(q.text, rng), rendering.write(q.notes, q.answer)) for q in drawn.lessons]
         rows = _prompted(learned, encode_samples(tokenizer, texts))
-        return rows_on, collate(rows, tokenizer.pad_token_id).to(device)
+        together = rows_together(len(rows), drawn.rank)
+        order = balanced([len(r.ids) for r in rows], len(rows) // together)
+        return drawn.loras(order), collate([rows[i] for i in order], tokenizer.pad_token_id).to(device)
 
     def backward(rows_on: RowLoras, batch: LabelledBatch, part: slice) -> list[float]:
         own = range(batch.n_rows)[part]
@@ -186,7 +190,11 @@ def learn(
             rows_on, some = rows_on.only(own), batch.only(torch.tensor(own, device=device))
         else:
             some = batch
-        line = pack_where_it_pays(model, some.tokens, 1, tokenizer.pad_token_id, device)
+        rank = max((d.shape[1] for d, _ in rows_on.modules.values()), default=0)
+        stretches = len(own) // rows_together(len(own), rank)
+        line = None
+        if stretches < len(own):
+            line = pack_where_it_pays(model, some.tokens, stretches, tokenizer.pad_token_id, device)
         with _carrying(model, replace(rows_on, line=line), learned):
             logits = some.logits(model, line)
             losses = loss_by_row(logits, some)
