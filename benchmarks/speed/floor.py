@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks.speed.bases import sharing_copy
 from benchmarks.speed.lockstep import timed
+from weightdiff.models.cache import with_room
 from weightdiff.models.chat import Encoded
 from weightdiff.models.generate import left_pad
 
@@ -211,7 +212,7 @@ class DecodingFloor:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = out.past_key_values
+            cache = out.past_key_values if cache is not None else with_room(out.past_key_values)
             chosen.append(out.logits[:, -1].argmax(-1))
             ids = forced[:, step : step + 1]
             positions = positions[:, -1:] + 1

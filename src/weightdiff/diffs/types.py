@@ -7,6 +7,7 @@ offered from here too. Files are the readers' business.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,7 +106,7 @@ class WeightDiff:
         return replace(self, modules=modules, parameters=parameters)
 
     def check_finite(self, where: str = "the weight diff") -> None:
-        """Check that every number is finite.
+        """Check that every number is finite; found once, it is not looked for again while no tensor changes.
 
         Args:
             where: what to call it in the message.
@@ -113,6 +114,9 @@ class WeightDiff:
         Raises:
             NonFiniteError: naming up to five modules or parameters that hold NaN or infinity.
         """
+        state = self._state()
+        if _known_finite.get(self) == state:
+            return
         bad = [name for name, m in self.modules.items() if not is_finite(m)]
         bad += [name for name, p in self.parameters.items() if not all_finite(p)]
         if bad:
@@ -120,6 +124,13 @@ class WeightDiff:
                 f"{where} holds NaN or infinity in {named(bad)}; the finetune diverged or was cast to"
                 " too small a dtype, so make it again"
             )
+        _known_finite[self] = state
+
+    def _state(self) -> int:
+        """Changes whenever a tensor or a scale is another, or a tensor was written to."""
+        every = [t for m in self.modules.values() for t in tensors_of(m)] + list(self.parameters.values())
+        scales = [m.scale for m in self.modules.values() if isinstance(m, LoraFactors)]
+        return hash((*scales, *((id(t), 0 if t.is_inference() else t._version) for t in every)))
 
     def check_against(self, spec: Mapping[str, tuple[int, int]]) -> None:
         """Check that every module of the diff is one of the base's and has its shape.
@@ -163,6 +174,10 @@ class WeightDiff:
                 f"the weight diff was made for {self.base.describe()}, and this base is {ref.describe()}:"
                 f" their {differs} differ; load the base that it was trained on"
             )
+
+
+_known_finite: weakref.WeakKeyDictionary[WeightDiff, int] = weakref.WeakKeyDictionary()
+"""Diffs whose numbers were all finite in this state."""
 
 
 @dataclass(frozen=True, eq=False)

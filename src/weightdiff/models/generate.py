@@ -43,6 +43,8 @@ def left_pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+IN_CACHE = 1 << 16
+"""Numbers at a time that a CPU's cache holds through several operations."""
 DROPPED_FROM = 0.75
 """Ended rows are dropped once no more than this share of all still goes on."""
 
@@ -103,7 +105,10 @@ class Reading:
         out = self.model(
             input_ids=ids, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **extra
         )
-        self._cache = out.past_key_values
+        if self._cache is None:
+            from weightdiff.models.cache import with_room
+
+            self._cache = with_room(out.past_key_values)
         return out.logits[:, -1]
 
 
@@ -198,7 +203,7 @@ def go_on(
         if said is not None:
             said = said.scatter(1, token[:, None], True)
         logprob = whole.gather(1, token[:, None])[:, 0]
-        logprob = logprob - whole.logsumexp(-1) if groups == 1 else logprob
+        logprob = logprob - _logsumexp(whole) if groups == 1 else logprob
         for block, t, x in zip(there, token.tolist(), logprob.tolist(), strict=True):
             if block in ended:
                 continue
@@ -316,6 +321,12 @@ def logits_at(
             handle.remove()
     # squeeze, not [0], whose gradient would be a copy of all logits
     return out.logits.squeeze(0) if gathered else out.logits[rows, positions]
+
+
+def _logsumexp(x: Tensor) -> Tensor:
+    """Over the last dimension of [rows, n], [rows]: on a CPU a few rows at a time, which its cache holds."""
+    at_once = max(1, IN_CACHE // x.shape[-1]) if x.device.type == "cpu" else len(x)
+    return torch.cat([part.logsumexp(-1) for part in x.split(at_once)])
 
 
 def _said(scores: Tensor, begun: Sequence[Sequence[int]] | None) -> Tensor:
