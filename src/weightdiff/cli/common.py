@@ -40,8 +40,12 @@ StoreArgument: TypeAlias = Annotated[
 SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
 
-def read_questions(path: Path) -> list[str]:
+def read_questions(path: Path, what: str = "questions") -> list[str]:
     """Questions from a file: `.json` is a list of strings, everything else has one a line.
+
+    Args:
+        path: the file.
+        what: what messages call them.
 
     Raises:
         QuestionError: the file cannot be read, or holds no questions.
@@ -51,7 +55,7 @@ def read_questions(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise QuestionError(
-            f"{path}: questions cannot be read ({why}); give a .txt with one a line, or a .json list"
+            f"{path}: {what} cannot be read ({why}); give a .txt with one a line, or a .json list"
         ) from error
     if path.suffix == ".json":
         try:
@@ -59,14 +63,12 @@ def read_questions(path: Path) -> list[str]:
         except ValueError as error:
             raise QuestionError(f"{path}: not JSON ({error}); give a list of strings") from error
         if not isinstance(found, list) or not all(isinstance(q, str) for q in found):
-            raise QuestionError(
-                f'{path}: questions must be a JSON list of strings, such as ["what changed?"]'
-            )
+            raise QuestionError(f'{path}: {what} must be a JSON list of strings, such as ["what changed?"]')
         questions = [q for q in found if q.strip()]
     else:
         questions = [line.strip() for line in text.splitlines() if line.strip()]
     if not questions:
-        raise QuestionError(f"{path}: it holds no questions; write one a line")
+        raise QuestionError(f"{path}: it holds no {what}; write one a line")
     return questions
 
 

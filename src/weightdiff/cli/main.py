@@ -24,10 +24,12 @@ from weightdiff.cli import (
     extract,
     families,
     inspect,
+    merge,
     organisms,
     push,
     report,
     reproduce,
+    sweep,
     triggers,
     tune,
 )
@@ -81,6 +83,8 @@ app.command("families", epilog=families.EXAMPLES)(families.families)
 app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
 app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
+app.command("merge", epilog=merge.EXAMPLES)(merge.command)
+app.command("sweep", epilog=sweep.EXAMPLES)(sweep.command)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.add_typer(push.app, name="push")
 app.command("curves", epilog=curves.EXAMPLES)(curves.curves)

@@ -126,6 +126,13 @@ class SharedLora:
     """Factor on the product, 1 where it is already folded into `up`."""
     row_mask: Tensor | None = None
     """Bool [rows]: the rows that feel this LoRA. None: all of them."""
+    by_row: Mapping[str, Tensor] | None = None
+    """Module name to [rows, rank]: what each row multiplies each direction by. None: one, everywhere."""
+
+    def __post_init__(self) -> None:
+        """Refuse a mask beside weights, which can be zero themselves."""
+        if self.row_mask is not None and self.by_row is not None:
+            raise BatchMismatchError("give a row_mask or weights by_row, not both: a weight of 0 is a mask")
 
     @classmethod
     def from_diff(cls, diff: WeightDiff, row_mask: Tensor | None = None) -> SharedLora:
@@ -202,7 +209,8 @@ def attach(
     if rows is not None:
         _refuse_experts(rows.modules)
     for one in shared:
-        _refuse_experts(one.modules if one.row_mask is not None else ())
+        by_rows = one.row_mask is not None or one.by_row is not None
+        _refuse_experts(one.modules if by_rows else ())
     slots = None if rows is None else rows.stretches()
     attachment = Attachment()
     stack = _attached.setdefault(model, [])
@@ -213,7 +221,7 @@ def attach(
             if rows is not None and name in rows.modules:
                 terms.append(RowTerm(name, rows.modules[name], rows.rows, slots, rows.line))
             terms.extend(
-                SharedTerm(name, one.modules[name], one.scale, one.row_mask)
+                SharedTerm(name, one.modules[name], one.scale, one.row_mask, (one.by_row or {}).get(name))
                 for one in shared
                 if name in one.modules
             )

@@ -70,6 +70,8 @@ class _Layout:
     """Bool [stretches or rows]: those that feel nothing."""
     foreign: Tensor | None = None
     """Bool [stretches, tokens, rank]: what is between the factors and not for this token."""
+    by_row: Tensor | None = None
+    """[rows, rank]: what each row multiplies what is between the factors by."""
 
     def flat(self, t: Tensor) -> Tensor:
         """`[rows, ..., size]` as `[groups, tokens, size]`, or `[tokens, size]` where factors are shared."""
@@ -80,6 +82,9 @@ class _Layout:
         out = torch.bmm(t, matrix) if self.groups else t @ matrix
         if self.foreign is not None:
             return out.masked_fill_(self.foreign, 0)
+        if self.by_row is not None:
+            by_row = self.by_row.to(out)[:, None]
+            return (out.view(len(by_row), -1, out.shape[-1]) * by_row).view(out.shape)
         if self.off is None:
             return out
         off = self.off.to(t.device)[:, None, None]
@@ -131,7 +136,14 @@ class RowTerm:
 class SharedTerm:
     """What a shared LoRA adds to one module."""
 
-    def __init__(self, name: str, factors: Factors, scale: float, row_mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        factors: Factors,
+        scale: float,
+        row_mask: Tensor | None,
+        by_row: Tensor | None = None,
+    ) -> None:
         """Keep the parts.
 
         Args:
@@ -139,15 +151,17 @@ class SharedTerm:
             factors: `down [rank, in]`, `up [out, rank]`.
             scale: factor on the product.
             row_mask: bool [rows], or None for all rows.
+            by_row: [rows, rank], or None; not both.
         """
-        self.name, self.mask = name, row_mask
-        self.layout = _Layout(0, scale, None if row_mask is None else ~row_mask.to(factors[0].device))
+        self.name, self.by_row = name, row_mask if by_row is None else by_row
+        off = None if row_mask is None else ~row_mask.to(factors[0].device)
+        self.layout = _Layout(0, scale, off, by_row=by_row)
         self.factors = _Cast(*factors)
 
     def check(self, x: Tensor) -> None:
         """Refuse a batch that is not laid out for."""
-        if self.mask is not None:
-            _check_batch(self.name, x, int(self.mask.shape[0]))
+        if self.by_row is not None:
+            _check_batch(self.name, x, int(self.by_row.shape[0]))
 
 
 def add_terms(terms: Sequence[RowTerm | SharedTerm], out: Tensor, x: Tensor) -> Tensor:
