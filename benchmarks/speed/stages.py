@@ -9,6 +9,7 @@ from benchmarks.speed.asking_stage import AskingCase, StreamCase
 from benchmarks.speed.bases import LARGE_VOCABULARY, SHAPES, BaseChoice
 from benchmarks.speed.cases import Case
 from benchmarks.speed.other_stages import COMMANDS, StartCase, StoreCase
+from benchmarks.speed.sweep_stage import SweepCase
 from benchmarks.speed.training_stages import FactoryCase, TuningCase
 
 ORGANISMS = (1, 4, 16, 64)
@@ -59,6 +60,10 @@ def _asking(base: BaseChoice) -> list[Case]:
     ]
 
 
+def _sweep(base: BaseChoice) -> list[Case]:
+    return [SweepCase(base=base)]
+
+
 def _store(base: BaseChoice) -> list[Case]:
     if base.name != "5m":  # what is read does not depend on what it is for
         return []
@@ -83,6 +88,7 @@ def _quick(stage: str, base: BaseChoice) -> list[Case]:
         "asking": AskingCase(
             base=base, diffs=3, questions=2, rank=2, adapter_rank=2, tokens=3, looped=2, places=2
         ),
+        "sweep": SweepCase(base=base, side=2, rank=2, words=5, looped=2),
         "store": StoreCase(base=base, diffs=40, batch=4, batches=2),
         "streaming": StreamCase(base=base, diffs=20, batch=8, tokens=2),
     }
@@ -93,6 +99,7 @@ OF_A_BASE: dict[str, Callable[[BaseChoice], list[Case]]] = {
     "factory": _factory,
     "tuning": _tuning,
     "asking": _asking,
+    SweepCase.stage: _sweep,
     "store": _store,
     StreamCase.stage: _streamed,
 }

@@ -431,10 +431,11 @@ QUICK = {
     "tuning": ["published scheme"],
     "asking": ["PEFT, one adapter after another", "PEFT, adapter_names"],
     "store": ["a file for each diff"],
+    "sweep": ["the bare base over the same rows", "each mixture merged into the weights"],
 }
 
 
-@pytest.mark.parametrize("stages", [("factory", "tuning"), ("asking", "store")], ids=" ".join)
+@pytest.mark.parametrize("stages", [("factory", "tuning"), ("asking", "store"), ("sweep", "tuning")], ids=" ".join)
 def test_the_quick_command_writes_rows(tmp_path, capsys, stages):
     file = tmp_path / "rows.json"
     given = [x for s in stages for x in ("--stage", s)]
