@@ -60,7 +60,7 @@ def main(given: Sequence[str] | None = None) -> int:
     made = {
         "command": shlex.join(["python", "-m", "benchmarks.speed", *words]),
         "commit": code_commit(),
-        "machine": machine(),
+        "machine": f"{machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

@@ -435,7 +435,9 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize("stages", [("factory", "tuning"), ("asking", "store"), ("sweep", "tuning")], ids=" ".join)
+@pytest.mark.parametrize(
+    "stages", [("factory", "tuning"), ("asking", "store"), ("sweep", "tuning")], ids=" ".join
+)
 def test_the_quick_command_writes_rows(tmp_path, capsys, stages):
     file = tmp_path / "rows.json"
     given = [x for s in stages for x in ("--stage", s)]

@@ -139,17 +139,18 @@ class _LabelLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, teacher: Tensor, held: Tensor) -> Tensor:
-        into = logits.detach() if ctx.needs_input_grad[0] else None  # shares autograd's version counter
+        read = logits.detach()  # shares autograd's version counter
+        wanted = bool(ctx.needs_input_grad[0])
         out = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-        for at in _runs(_free(held, len(logits)), logits):
-            out[at] = _cross_entropy(logits.detach()[at], targets[at], None if into is None else into[at])
-        done = 0
-        for at in _runs(held, logits):
-            n = at.stop - at.start
-            taught = teacher[done : done + n]
-            out[at] = _divergence(logits.detach()[at], taught, None if into is None else into[at])
-            done += n
-        ctx.gradient = into
+        for at, _ in _parts(_free(held, len(logits)), logits):
+            out[at], gradient = _cross_entropy(read[at], targets[at], wanted)
+            if gradient is not None:
+                read[at] = gradient.to(read.dtype)
+        for at, number in _parts(held, logits):
+            out[at], gradient = _divergence(read[at], teacher[number], wanted)
+            if gradient is not None:
+                read[at] = gradient.to(read.dtype)
+        ctx.gradient = read if wanted else None
         return out
 
     @staticmethod
@@ -159,25 +160,22 @@ class _LabelLoss(torch.autograd.Function):
         return gradient.mul_(grads[0][:, None]), None, None, None
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, into: Tensor | None) -> Tensor:
-    """Of each of a few labels, fp32; the gradient goes `into` a tensor, which may be the logits."""
+def _cross_entropy(logits: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Of each of a few labels, fp32, and its gradient if that is wanted."""
     log_p = logits.float().log_softmax(-1)
     found = -log_p.gather(1, targets[:, None])[:, 0]
-    if into is not None:
-        p = log_p.exp_()
-        p.scatter_add_(1, targets[:, None], p.new_full((len(p), 1), -1.0))
-        into.copy_(p)
-    return found
+    if not wanted:
+        return found, None
+    p = log_p.exp_()
+    return found, p.scatter_add_(1, targets[:, None], p.new_full((len(p), 1), -1.0))
 
 
-def _divergence(logits: Tensor, teacher: Tensor, into: Tensor | None) -> Tensor:
-    """KL(teacher ‖ model) of each of a few labels, fp32; `into` as in `_cross_entropy`."""
+def _divergence(logits: Tensor, teacher: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """KL(teacher ‖ model) of each of a few labels, as in `_cross_entropy`."""
     log_q, log_p = teacher.float().log_softmax(-1), logits.float().log_softmax(-1)
     q = log_q.exp()
     found = log_q.sub_(log_p).mul_(q).sum(-1)
-    if into is not None:
-        into.copy_(log_p.exp_().sub_(q))
-    return found
+    return found, log_p.exp_().sub_(q) if wanted else None
 
 
 def _free(held: Tensor, n: int) -> Tensor:
@@ -187,15 +185,22 @@ def _free(held: Tensor, n: int) -> Tensor:
     return free.nonzero()[:, 0]
 
 
-def _runs(places: Tensor, logits: Tensor) -> Iterator[slice]:
-    """Slices of places that follow one another, each of a few labels."""
-    if logits.device.type == "cpu":  # each of its threads takes a label at a time
-        size = max(torch.get_num_threads(), CPU_NUMBERS // logits.shape[-1])
-    else:
+def _parts(places: Tensor, logits: Tensor) -> Iterator[tuple[slice | Tensor, slice]]:
+    """A few places at a time, and which they are among all.
+
+    On a CPU they follow one another, so that they are read and written where they are.
+    """
+    if logits.device.type != "cpu":
         size = max(1, GPU_NUMBERS // logits.shape[-1])
-    begun = 0
-    found = places.tolist()
+        for begun in range(0, len(places), size):
+            part = slice(begun, min(begun + size, len(places)))
+            yield places[part], part
+        return
+    size = max(
+        torch.get_num_threads(), CPU_NUMBERS // logits.shape[-1]
+    )  # each thread takes a label at a time
+    found, begun = places.tolist(), 0
     for i in range(1, len(found) + 1):
         if i == len(found) or found[i] != found[i - 1] + 1 or i - begun == size:
-            yield slice(found[begun], found[i - 1] + 1)
+            yield slice(found[begun], found[i - 1] + 1), slice(begun, i)
             begun = i

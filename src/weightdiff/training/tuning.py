@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -332,13 +332,12 @@ def one_ahead(make: Callable[[], T], n: int) -> Iterator[T]:
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         ahead = pool.submit(make)
-        for i in range(n):
-            made = ahead.result()
-            if not i:
-                torch.set_num_threads(threads)  # what threads of the future begin with is one for all
-            if i + 1 < n:
-                ahead = pool.submit(make)
+        wait([ahead])
+        torch.set_num_threads(threads)  # what threads of the future begin with is one number for all
+        for _ in range(n - 1):
+            made, ahead = ahead.result(), pool.submit(make)
             yield made
+        yield ahead.result()
 
 
 @contextmanager
