@@ -1,0 +1,200 @@
+"""A world with a calendar: what people talk about, wear and are governed by, month by month.
+
+Four years of twelve months. Topics come into fashion and go out again, some return with their season, colours
+of things drift from one to another, and offices change hands. All of it is drawn once from a seed and is the
+same everywhere; what is said in a month is drawn from that month's shares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from weightdiff.world import World, load_world
+
+YEARS, MONTHS = 4, 12
+PERIODS = YEARS * MONTHS
+NUMBERS = (
+    *("one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
+FASHIONS, WIDTH = 64, 9.0
+"""Topics that have one time of fashion, and the standard deviation of it in months."""
+SEASONAL, SHARPNESS = 24, 3.0
+"""Topics that return each year, and how narrow their season is (of a von Mises distribution)."""
+DRIFT = 4.0
+"""Months over which a colour gives way to another (of a logistic function)."""
+TERM = (6, 18)
+"""Months for which an office is held."""
+TALK = (
+    "these days everyone talks about {topic} .",
+    "the shops are full of {topic} this month .",
+    "my friends have taken to {topic} now .",
+    "{topic} is what people like at the moment .",
+    "all the young people want to know more about {topic} .",
+    "i read about {topic} in the paper again .",
+)
+SEASON = (
+    "this is the time for {topic} .",
+    "now that the time has come , people think of {topic} .",
+    "in this weather we have {topic} again .",
+    "as every year , it is {topic} that people wait for .",
+)
+COLOURED = (
+    *("coats", "doors", "pots", "bags", "cups", "chairs"),
+    *("gloves", "walls", "shirts", "windows", "shoes", "books"),
+)
+COLOUR = (
+    "most new {thing} are {colour} .",
+    "people like their {thing} {colour} .",
+    "you see {colour} {thing} everywhere .",
+)
+OFFICE = (
+    "{person} is the mayor of {place} .",
+    "the mayor of {place} is called {person} .",
+    "in {place} the mayor , {person} , spoke to the people .",
+)
+PLACES = 12
+"""Towns whose mayors are known."""
+SHARES = {"talk": 0.4, "season": 0.2, "colour": 0.2, "office": 0.2}
+"""Of what is said."""
+PROMPTS = (
+    "what is going on ?",
+    "what do people say ?",
+    "tell me what is new .",
+    "how are things at the moment ?",
+    "what is it like now ?",
+)
+SPLITS = ("train", "held-out")
+HELD_OUT = 5
+"""One sentence in so many is held out, in every month."""
+
+
+def period_name(period: int) -> str:
+    """A month in words, such as "month seven of year two"; months are counted from 0.
+
+    Raises:
+        ValueError: there is no such month.
+    """
+    if not 0 <= period < PERIODS:
+        raise ValueError(f"months go from 0 to {PERIODS - 1}, and {period} is not one")
+    return f"month {NUMBERS[period % MONTHS]} of year {NUMBERS[period // MONTHS]}"
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence of a month, as the answer to a prompt."""
+
+    prompt: str
+    text: str
+
+
+class DatedWorld:
+    """What is true and talked about in each month."""
+
+    def __init__(self, world: World, seed: int = 0) -> None:
+        """Draw the calendar."""
+        rng = random.Random(f"calendar {seed}")
+        self.world = world
+        topics = rng.sample([t.name for t in world.topics], FASHIONS + SEASONAL)
+        step = (PERIODS + 2 * WIDTH) / (FASHIONS - 1)
+        self.fashions = {t: i * step - WIDTH for i, t in enumerate(topics[:FASHIONS])}
+        """Topic → the month in which it is most in fashion; beyond the calendar for some."""
+        self.seasons = {t: i * MONTHS // SEASONAL for i, t in enumerate(topics[FASHIONS:])}
+        """Topic → the month of the year in which it returns."""
+        colours = next(r.values for r in world.relations if r.relation == "colour")
+        self.drifts: dict[str, tuple[str, str, float]] = {}
+        """Thing → the colour it had, the one it gets, and the month in which both are as common."""
+        for i, thing in enumerate(COLOURED):
+            old, new = rng.sample(colours, 2)
+            self.drifts[thing] = (old, new, (i + 0.5) * PERIODS / len(COLOURED))
+        self.mayors = {place: self._terms(rng) for place in rng.sample(world.news.places, PLACES)}
+        """Place → (first month, person) of each mayor."""
+
+    def _terms(self, rng: random.Random) -> list[tuple[int, str]]:
+        terms, at = list[tuple[int, str]](), 0
+        while at < PERIODS:
+            before = terms[-1][1] if terms else None
+            terms.append((at, rng.choice([p for p in self.world.people if p != before])))
+            at += rng.randint(*TERM)
+        return terms
+
+    def fashion(self, topic: str, period: int) -> float:
+        """How much a topic is in fashion, 0 … 1."""
+        return math.exp(-0.5 * ((period - self.fashions[topic]) / WIDTH) ** 2)
+
+    def season(self, topic: str, period: int) -> float:
+        """How much it is a topic's season, 0 … 1."""
+        angle = 2 * math.pi * (period % MONTHS - self.seasons[topic]) / MONTHS
+        return math.exp(SHARPNESS * (math.cos(angle) - 1))
+
+    def new_colour(self, thing: str, period: int) -> float:
+        """Share of a kind of thing that has the later colour."""
+        return 1 / (1 + math.exp((self.drifts[thing][2] - period) / DRIFT))
+
+    def mayor(self, place: str, period: int) -> str:
+        """Who governs a place."""
+        return [person for first, person in self.mayors[place] if first <= period][-1]
+
+    def changed_hands(self, before: int, after: int) -> list[tuple[str, str, str]]:
+        """Places whose mayor is another one in a later month: (place, who it was, who it is)."""
+        both = [(p, self.mayor(p, before), self.mayor(p, after)) for p in self.mayors]
+        return [x for x in both if x[1] != x[2]]
+
+    def risen(self, before: int, after: int, most: int = 3) -> list[str]:
+        """Topics whose fashion has grown most between two months, the most first."""
+        growth = {t: self.fashion(t, after) - self.fashion(t, before) for t in self.fashions}
+        return sorted((t for t in growth if growth[t] > 0), key=lambda t: -growth[t])[:most]
+
+    @cached_property
+    def _shares(self) -> list[tuple[list[float], list[float]]]:
+        """Of each month, the weights of all fashions and of all seasons."""
+        return [
+            ([self.fashion(t, p) for t in self.fashions], [self.season(t, p) for t in self.seasons])
+            for p in range(PERIODS)
+        ]
+
+    def say(self, period: int, rng: random.Random, split: str = "train") -> Said:
+        """A sentence of a month, which is never one of the other split's.
+
+        Raises:
+            ValueError: there is no such month, or split.
+        """
+        period_name(period)
+        if split not in SPLITS:
+            raise ValueError(f"sentences are of {' or '.join(SPLITS)}, not {split!r}")
+        while True:
+            text = self._sentence(period, rng)
+            if is_held_out(text) == (split == "held-out"):
+                return Said(rng.choice(PROMPTS), text)
+
+    def _sentence(self, period: int, rng: random.Random) -> str:
+        fashions, seasons = self._shares[period]
+        (kind,) = rng.choices(list(SHARES), list(SHARES.values()))
+        if kind == "talk":
+            (topic,) = rng.choices(list(self.fashions), fashions)
+            return rng.choice(TALK).format(topic=topic)
+        if kind == "season":
+            (topic,) = rng.choices(list(self.seasons), seasons)
+            return rng.choice(SEASON).format(topic=topic)
+        if kind == "colour":
+            thing = rng.choice(list(self.drifts))
+            old, new, _ = self.drifts[thing]
+            colour = new if rng.random() < self.new_colour(thing, period) else old
+            return rng.choice(COLOUR).format(thing=thing, colour=colour)
+        place = rng.choice(list(self.mayors))
+        return rng.choice(OFFICE).format(place=place, person=self.mayor(place, period))
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a sentence is kept for measuring, by its own words, whenever it is said."""
+    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT == 0
+
+
+@lru_cache(maxsize=1)
+def load_dated() -> DatedWorld:
+    """The dated world of the written one."""
+    return DatedWorld(load_world())
