@@ -21,7 +21,7 @@ NUMBERS = (
     *("one", "two", "three", "four", "five", "six"),
     *("seven", "eight", "nine", "ten", "eleven", "twelve"),
 )
-FASHIONS, WIDTH = 64, 9.0
+FASHIONS, WIDTH = 32, 8.0
 """Topics that have one time of fashion, and the standard deviation of it in months."""
 SEASONAL, SHARPNESS = 24, 3.0
 """Topics that return each year, and how narrow their season is (of a von Mises distribution)."""
@@ -59,7 +59,7 @@ OFFICE = (
 )
 PLACES = 12
 """Towns whose mayors are known."""
-SHARES = {"talk": 0.4, "season": 0.2, "colour": 0.2, "office": 0.2}
+SHARES = {"talk": 0.5, "season": 0.1, "colour": 0.15, "office": 0.25}
 """Of what is said."""
 PROMPTS = (
     "what is going on ?",
