@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 
 import pytest
 import torch
 from peft import PeftModel
 
+from weightdiff.cli.merge import Rule, command
 from weightdiff.diffs import algebra
 from weightdiff.diffs.formats.peft import read_peft, write_peft
+from weightdiff.diffs.merging import DENSITY, RULES
 from weightdiff.diffs.store import DiffStore
 from weightdiff.methods.loading import load_base
 
@@ -120,6 +123,11 @@ def test_whole_matrices_need_a_rank(cli, refused, two, bundle, tmp_path):
     result = cli(*arguments, "--rank", 4)
     assert result.exit_code == 0, result.output
     assert read_peft(tmp_path / "out").max_rank == 4
+
+
+def test_the_command_offers_every_rule():
+    assert tuple(r.value for r in Rule) == RULES
+    assert signature(command).parameters["density"].default == DENSITY
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import typer
 
 from weightdiff.cli import common
 from weightdiff.cli.output import busy, note, print_json
-from weightdiff.diffs.merging import DENSITY, LINEAR, RULES, merge
 from weightdiff.errors import FormatError
 
 EXAMPLES = (
@@ -27,7 +26,7 @@ EXAMPLES = (
 class Rule(str, Enum):
     """How diffs are merged."""
 
-    linear = LINEAR
+    linear = "linear"
     ties = "ties"
     dare = "dare"
     dare_ties = "dare-ties"
@@ -49,9 +48,13 @@ def command(
         bool, typer.Option("--analogy", help="Of three diffs: first - second + third.")
     ] = False,
     rule: Annotated[
-        Rule, typer.Option(help="; ".join(f"{name}: {what}" for name, what in RULES.items()) + ".")
+        Rule,
+        typer.Option(
+            help="linear: the exact sum. ties: small entries go, and the rest is averaged where signs agree."
+            " dare: entries go by chance, and the rest grow in turn. dare-ties: both."
+        ),
     ] = Rule.linear,
-    density: Annotated[float, typer.Option(help="Share of entries that stay, for ties and dare.")] = DENSITY,
+    density: Annotated[float, typer.Option(help="Share of entries that stay, for ties and dare.")] = 0.5,
     rank: Annotated[int | None, typer.Option(help="Truncate every module to this rank.", min=1)] = None,
     energy: Annotated[
         float | None, typer.Option(help="Truncate every module, keeping this share of its energy.")
@@ -69,6 +72,8 @@ def command(
     rules work on single entries, and their result is brought back to the rank that the diffs have together,
     or the one you ask for. What truncation lost is reported.
     """
+    from weightdiff.diffs.merging import merge
+
     common.refuse_occupied(out)
     weights = _weights(sources, weight, at, analogy)
     diffs = []

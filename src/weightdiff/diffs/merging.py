@@ -20,14 +20,12 @@ from weightdiff.diffs.types import WeightDiff
 
 _random: Any = torch.random  # typed in part only
 LINEAR = "linear"
-RULES = {
-    LINEAR: "a weighted sum; exact, ranks add up",
-    "ties": "small entries go, and what is left is averaged where signs agree (TIES, arXiv:2306.01708)",
-    "dare": "entries go by chance and the rest grow in turn, then a sum (DARE, arXiv:2311.03099)",
-    "dare-ties": "entries go by chance, and what is left is averaged where signs agree",
-}
-"""Ways to merge, with what they do."""
+RULES = (LINEAR, "ties", "dare", "dare-ties")
+"""Ways to merge: a weighted sum; small entries go, and what is left is averaged where signs agree (TIES,
+arXiv:2306.01708); entries go by chance and the rest grow in turn, then a sum (DARE, arXiv:2311.03099); the
+same, averaged as in TIES."""
 DENSITY = 0.5
+"""Share of entries that stay."""
 
 
 @dataclass(frozen=True)
