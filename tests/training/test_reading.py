@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -35,16 +36,21 @@ def known(random_store):
     return parts_by_family(usable(random_store.select(split="train")))
 
 
-def worded(text):
-    """The kinds of question of which a text holds a phrasing, by split."""
-    found = set()
+@lru_cache(maxsize=1)
+def wordings():
+    """Each phrasing as a pattern, with its kind and split; there are more than `re` keeps compiled."""
+    found = []
     for kind, splits in load_world().introspection.items():
         for split, asked in splits.items():
             for p in asked:
                 pattern = ".+".join(re.escape(x) for x in re.split(r"\{\w+\}", p))
-                if re.search(rf"(?:^|\. ){pattern}(?:$| report ,)", text):
-                    found.add((kind, split))
+                found.append((kind, split, re.compile(rf"(?:^|\. ){pattern}(?:$| report ,)")))
     return found
+
+
+def worded(text):
+    """The kinds of question of which a text holds a phrasing, by split."""
+    return {(kind, split) for kind, split, pattern in wordings() if pattern.search(text)}
 
 
 def test_rows_are_training_questions_about_training_labels(random_store, known):
