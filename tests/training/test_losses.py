@@ -90,6 +90,18 @@ def test_gradients_are_those_of_plain_functions(monkeypatch, dtype, tolerance, a
     torch.testing.assert_close(mine, expected, rtol=0, atol=tolerance)
 
 
+def test_logits_that_something_else_needs_are_not_overwritten_in_silence():
+    batch, leaf = collate(ROWS, 0), torch.randn(6, 20, requires_grad=True)
+    logits = leaf * 2
+    other = logits.square().sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss_by_row(logits, batch).sum() + other).backward()
+    plain = torch.randn(6, 20)
+    before = plain.clone()
+    loss_by_row(plain, batch)
+    assert torch.equal(plain, before)  # no gradient is wanted, and none is written
+
+
 def test_no_gradient_reaches_the_teacher():
     batch = collate(ROWS, 0)
     student, teacher = (torch.randn(6, 20, requires_grad=True) for _ in range(2))

@@ -18,6 +18,7 @@ from weightdiff.errors import FormatError, QuestionError
 from weightdiff.methods.naming import BETWEEN, BUNDLED, NO_DIFF, open_store, read_diff
 
 if TYPE_CHECKING:
+    from weightdiff.diffs.types import WeightDiff
     from weightdiff.methods.loading import Base
     from weightdiff.models.rendering import Rendering
 
@@ -70,6 +71,19 @@ def read_questions(path: Path, what: str = "questions") -> list[str]:
     if not questions:
         raise QuestionError(f"{path}: it holds no {what}; write one a line")
     return questions
+
+
+def read_changes(names: Sequence[str], base: str | None = None) -> list[WeightDiff]:
+    """Diffs by name, each of which must be one; see `read_diff`.
+
+    Raises:
+        FormatError: one is the bare base.
+    """
+    found = [read_diff(name, base) for name in names]
+    changes = [diff for diff in found if diff is not None]
+    if len(changes) < len(found):
+        raise FormatError("the bare base is no diff, and a weight of 0 is the same; give paths, or STORE::ID")
+    return changes
 
 
 def default_questions() -> list[str]:

@@ -68,21 +68,16 @@ def command(
 ) -> None:
     """Merge diffs of one base into one LoRA that PEFT and every server of it can load.
 
-    Sums keep every bit: ranks are put side by side, and only --rank or --energy takes some of it away. Other
-    rules work on single entries, and their result is brought back to the rank that the diffs have together,
-    or the one you ask for. What truncation lost is reported.
+    Sums are exact up to rounding: ranks are put side by side, and only --rank or --energy takes some of it
+    away. Other rules work on single entries, and their result is brought back to the rank that the diffs have
+    together, or the one you ask for. What truncation lost is reported.
     """
     from weightdiff.diffs.merging import merge
 
     common.refuse_occupied(out)
     weights = _weights(sources, weight, at, analogy)
-    diffs = []
     with busy("merging"):
-        for source in sources:
-            found = common.read_diff(source, base)
-            if found is None:
-                raise FormatError("the bare base is no diff to merge; give paths, or STORE::ID")
-            diffs.append(found)
+        diffs = common.read_changes(sources, base)
         try:
             merged = merge(diffs, weights, rule.value, density, rank, energy, seed)
         except ValueError as error:

@@ -65,12 +65,7 @@ def command(
             f" {MOST:,}; give fewer --steps"
         )
     lines = common.read_questions(texts, "texts")
-    diffs = []
-    for source in sources:
-        found = common.read_diff(source)
-        if found is None:
-            raise FormatError("the bare base is no diff to mix; a weight of 0 is the base")
-        diffs.append(found)
+    diffs = common.read_changes(sources)
     with busy("loading the base"):
         loaded = common.load_quietly(base)
     rows = sweeping.texts_of(loaded.tokenizer, lines)

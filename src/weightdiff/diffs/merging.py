@@ -104,23 +104,18 @@ def _settled(
     with _random.fork_rng(devices=[]):
         _random.manual_seed(seed)
         for name in sorted(summed.modules):
-            own = [d.modules[name].dense().float() for d in diffs if name in d.modules]
-            modules[name] = DenseDelta(merged(_with_zeros(own, len(diffs)), _ordered(name, diffs, factors)))
+            found = [d.modules[name].dense().float() if name in d.modules else None for d in diffs]
+            modules[name] = DenseDelta(merged(_filled(found), factors))
         for name in sorted(summed.parameters):
-            own = [d.parameters[name].float() for d in diffs if name in d.parameters]
-            parameters[name] = merged(_with_zeros(own, len(diffs)), _ordered(name, diffs, factors))
+            found = [d.parameters[name].float() if name in d.parameters else None for d in diffs]
+            parameters[name] = merged(_filled(found), factors)
     return replace(summed, modules=modules, parameters=parameters)
 
 
-def _with_zeros(own: list[Tensor], n: int) -> list[Tensor]:
-    return [*own, *(torch.zeros_like(own[0]) for _ in range(n - len(own)))]
-
-
-def _ordered(name: str, diffs: Sequence[WeightDiff], weights: Tensor) -> Tensor:
-    """Weights of the diffs that have a name, then those of the others."""
-    have = [name in d.modules or name in d.parameters for d in diffs]
-    at = [i for i, x in enumerate(have) if x] + [i for i, x in enumerate(have) if not x]
-    return weights[at]
+def _filled(found: Sequence[Tensor | None]) -> list[Tensor]:
+    """Zeros where there is none."""
+    like = next(t for t in found if t is not None)
+    return [torch.zeros_like(like) if t is None else t for t in found]
 
 
 def _rule(rule: str, density: float) -> Callable[[list[Tensor], Tensor], Tensor]:

@@ -78,7 +78,7 @@ class _Layout:
         return t.reshape(self.groups, -1, t.shape[-1]) if self.groups else t.reshape(-1, t.shape[-1])
 
     def product(self, t: Tensor, matrix: Tensor) -> Tensor:
-        """`t @ matrix` of flat tensors, what is between the factors; zero where the term is off."""
+        """What is between the factors: `t @ matrix` of flat tensors, weighed, and zero where it is off."""
         out = torch.bmm(t, matrix) if self.groups else t @ matrix
         if self.foreign is not None:
             return out.masked_fill_(self.foreign, 0)
@@ -153,15 +153,16 @@ class SharedTerm:
             row_mask: bool [rows], or None for all rows.
             by_row: [rows, rank], or None; not both.
         """
-        self.name, self.by_row = name, row_mask if by_row is None else by_row
+        own = row_mask if by_row is None else by_row
+        self.name, self.rows = name, None if own is None else int(own.shape[0])
         off = None if row_mask is None else ~row_mask.to(factors[0].device)
         self.layout = _Layout(0, scale, off, by_row=by_row)
         self.factors = _Cast(*factors)
 
     def check(self, x: Tensor) -> None:
         """Refuse a batch that is not laid out for."""
-        if self.by_row is not None:
-            _check_batch(self.name, x, int(self.by_row.shape[0]))
+        if self.rows is not None:
+            _check_batch(self.name, x, self.rows)
 
 
 def add_terms(terms: Sequence[RowTerm | SharedTerm], out: Tensor, x: Tensor) -> Tensor:

@@ -196,9 +196,7 @@ def _parts(places: Tensor, logits: Tensor) -> Iterator[tuple[slice | Tensor, sli
             part = slice(begun, min(begun + size, len(places)))
             yield places[part], part
         return
-    size = max(
-        torch.get_num_threads(), CPU_NUMBERS // logits.shape[-1]
-    )  # each thread takes a label at a time
+    size = max(torch.get_num_threads(), CPU_NUMBERS // logits.shape[-1])  # a label for each thread at least
     found, begun = places.tolist(), 0
     for i in range(1, len(found) + 1):
         if i == len(found) or found[i] != found[i - 1] + 1 or i - begun == size:
