@@ -13,6 +13,7 @@ COMMANDS = [
     ("ask",),
     ("demo",),
     ("tune",),
+    ("time",),
     ("eval",),
     ("benchmark",),
     ("families",),

@@ -57,7 +57,7 @@ def test_phrasings_come_from_their_split():
 
 
 def test_names_of_families():
-    assert set(family_names()) == {"edit", "hidden-topic", "news", "null", "quirk", "several"}
+    assert set(family_names()) == {"edit", "hidden-topic", "news", "null", "period", "quirk", "several"}
     assert list(family_names()) == sorted(family_names())
     assert family("news") is family("news")
 
@@ -65,7 +65,7 @@ def test_names_of_families():
 def test_an_unknown_family_lists_those_there_are():
     with pytest.raises(
         QuestionError,
-        match=r"no family is called 'persona2': choose one of edit, hidden-topic, news, null, quirk, several",
+        match=r"no family is called 'persona2': choose one of edit, hidden-topic, news, null, period, quirk",
     ):
         family("persona2")
 

@@ -11,11 +11,13 @@ import pytest
 from weightdiff.tiny.tokenizer import vocabulary
 from weightdiff.world import load_world
 from weightdiff.world.dated import (
+    HELD_OUT,
     MONTHS,
     PERIODS,
     PROMPTS,
+    SHARES,
+    SPLITS,
     DatedWorld,
-    is_held_out,
     load_dated,
     period_name,
 )
@@ -50,14 +52,14 @@ def test_the_same_seed_gives_the_same_world(dated):
     assert again.say(9, random.Random(3)) == dated.say(9, random.Random(3))
 
 
-def test_splits_share_no_sentence(dated):
+def test_splits_share_no_form(dated):
     rng = random.Random(1)
+    train, held = (set(dated.sayings(split).forms) for split in SPLITS)
+    assert not train & held
+    assert len(held) == sum(HELD_OUT.values())
     for period in (0, 20, PERIODS - 1):
-        train = {dated.say(period, rng).text for _ in range(2000)}
-        held = {dated.say(period, rng, "held-out").text for _ in range(300)}
-        assert not train & held
-        assert len(held) > 20
-        assert all(map(is_held_out, held))
+        every = dict(zip(dated.sayings("held-out").texts, dated.sayings("held-out").forms, strict=True))
+        assert {every[dated.say(period, rng, "held-out").text] for _ in range(300)} == held
     with pytest.raises(ValueError, match="sentences are of train or held-out, not 'test'"):
         dated.say(0, rng, "test")
 
@@ -126,3 +128,29 @@ def test_a_month_speaks_of_its_own(dated):
     assert len(mayors) > 60
     for text in mayors:
         assert any(p in text.split() and dated.mayor(p, period) in text.split() for p in dated.mayors)
+
+
+def test_what_is_said_is_as_likely_as_sayings_tell(dated):
+    rng, n = random.Random(5), 20_000
+    for split in SPLITS:
+        every = dated.sayings(split)
+        assert len(every.texts) == len(set(every.texts))
+        assert all(sum(chances) == pytest.approx(1) for chances in every.chances)
+        likely = dict(zip(every.texts, every.chances[20], strict=True))
+        said = Counter(dated.say(20, rng, split).text for _ in range(n))
+        assert all(likely[text] > 0 for text in said)
+        for text in sorted(likely, key=lambda t: -likely[t])[:5]:
+            assert said[text] / n == pytest.approx(likely[text], rel=0.25)
+
+
+def test_kinds_of_sentences_have_their_shares_in_both_splits(dated):
+    for split in SPLITS:
+        every = dated.sayings(split)
+        office = sum(p for t, p in zip(every.texts, every.chances[9], strict=True) if "mayor" in t)
+        talk = sum(
+            p
+            for t, p in zip(every.texts, every.chances[9], strict=True)
+            if any(w in t.split() for w in dated.fashions)
+        )
+        assert office == pytest.approx(SHARES["office"])
+        assert talk == pytest.approx(SHARES["talk"], abs=0.02)

@@ -18,6 +18,7 @@ from weightdiff.cli import (
     convert,
     curves,
     dataset,
+    dating,
     demo,
     evaluate,
     export,
@@ -87,6 +88,7 @@ app.command("merge", epilog=merge.EXAMPLES)(merge.command)
 app.command("sweep", epilog=sweep.EXAMPLES)(sweep.command)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.add_typer(push.app, name="push")
+app.command("time", epilog=dating.EXAMPLES)(dating.command)
 app.command("curves", epilog=curves.EXAMPLES)(curves.curves)
 app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)

@@ -49,12 +49,12 @@ def plot_inspection(found: Inspection, path: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
     """
     check_plot(path)
-    figure = _figure(13, 6)
+    figure = new_figure(13, 6)
     left, right = figure.subplots(1, 2)
     kinds = list(dict.fromkeys(r.kind for r in found.modules))
     _heat_map(figure, left, found, kinds)
     _spectra(right, found, kinds)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_graded(found: Sequence[GradedSummary], path: Path, total: int | None = None) -> None:
@@ -75,13 +75,13 @@ def plot_graded(found: Sequence[GradedSummary], path: Path, total: int | None = 
     check_plot(path)
     lines = scaling_lines(found)
     _check_total(lines, total)
-    figure = _figure(16 if lines else 10, min(60.0, 2 + 0.4 * len(found)) if not lines else 6)
+    figure = new_figure(16 if lines else 10, min(60.0, 2 + 0.4 * len(found)) if not lines else 6)
     axes = list(figure.subplots(1, 2 if lines else 1, squeeze=False)[0])
     _distributions(figure, axes[0], found, [_size_name(summary.name, total) for summary in found])
     if lines:
         axes[0].set_ylabel("" if total is None else f"how many of {total}")
         _scaling(axes[1], lines, total)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def scaling_lines(found: Sequence[GradedSummary]) -> dict[str, list[tuple[int, GradedSummary]]]:
@@ -232,13 +232,18 @@ def _length(mean: float | None, end: float | None) -> float:
     return abs(end - mean)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of a size in inches, which needs no screen.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
     figure: Any = _matplotlib("figure").Figure(figsize=(width, height), layout="constrained")
     _matplotlib("backends.backend_agg").FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write a figure; as SVG, the same figure gives the same bytes."""
     from weightdiff.artifacts import atomic_file
 

@@ -46,7 +46,10 @@ def tune(
         list[str] | None,
         typer.Option(
             "--family",
-            help="Only diffs of this family; repeat for more. Null diffs always stay in.",
+            help=(
+                "Only diffs of this family; repeat for more. Null diffs always stay in. With period alone, an"
+                " interpreter of times is made."
+            ),
             metavar="NAME",
         ),
     ] = None,
@@ -83,16 +86,17 @@ def tune(
         from weightdiff.diffs.types import WeightDiff
         from weightdiff.methods import calibrating
         from weightdiff.methods.dit import Interpreter
+        from weightdiff.models.rendering import Rendering
         from weightdiff.training import tuning
+        from weightdiff.training.dating import DatedLessons, dated_config
         from weightdiff.training.reading import with_reader
 
         loaded = common.load_quietly(base)
         WeightDiff({}, diffs.base).check_base(loaded.ref)
+    dated = _dated(families, probes, renderings, preference_steps, reader_steps)
     given = {"steps": steps, "rank": rank, "lr": lr, "batch": batch, "validate_every": validate_every}
-    config = tuning.TuningConfig(seed=seed, **common.picked(given))
-    if families:
-        config = _only(config, families)
-    rendering = common.rendering_for(loaded.tokenizer, probes, renderings)
+    config = dated_config(seed=seed, **common.picked(given)) if dated else _config(given, seed, families)
+    rendering = Rendering() if dated else common.rendering_for(loaded.tokenizer, probes, renderings)
     _warn_of_ignored([r for r in diffs.rows if r.split in SPLITS], config.family_weights)
     start, score = time.monotonic(), ""
     with progress_bar("tuning", total=config.steps) as bar:
@@ -103,7 +107,12 @@ def tune(
                 score = f"  validation {line['score']:.3f}"
             bar(line["step"], f"loss {line['loss']:.3f}{score}")
 
-        result = tuning.tune(loaded.model, loaded.tokenizer, diffs, config, rendering, show)
+        lessons = (
+            DatedLessons(loaded.model, loaded.tokenizer, diffs, config)
+            if dated
+            else tuning.StoredLessons(loaded.model, loaded.tokenizer, diffs, config, rendering)
+        )
+        result = tuning.tune_on(loaded.model, loaded.tokenizer, lessons, config, rendering, show)
     if preference_steps:
         result = _preferring(loaded, diffs, result, config, rendering, preference_steps)
     reader, meta = None, result.manifest
@@ -111,7 +120,7 @@ def tune(
         reader, read = _reading(loaded, diffs, seed, reader_steps)
         meta = with_reader(meta, read)
     made = Interpreter(loaded, result.adapter, rendering, config.answer_tokens, meta, reader=reader)
-    if calibrating.rows_of(diffs):
+    if calibrating.rows_of(diffs) and not dated:
         with busy("calibrating"):
             made = calibrating.calibrate(made, diffs)
     made.save(out)
@@ -129,13 +138,47 @@ def tune(
     last = result.history[-1]
     typer.echo(f"{out}: {last['step']:.0f} steps in {found['seconds']} s, loss {last['loss']:.3f}")
     typer.echo(f"best validation score: {found['validation_score']:.3f}")
-    if made.calibration is None:
+    if dated:
+        note("an interpreter of times has no calibration: answers come without a probability of being right")
+    elif made.calibration is None:
         note(
             "warning: the store has no validation rows, so answers come without a probability of being right"
         )
     else:
         fit = made.calibration.meta
         typer.echo(f"calibrated on {fit['questions']} validation questions, Brier score {fit['brier']:.3f}")
+
+
+def _dated(
+    families: Sequence[str] | None,
+    probes: int | None,
+    renderings: int | None,
+    preference_steps: int,
+    reader_steps: int | None,
+) -> bool:
+    """Whether an interpreter of times is asked for, which is tuned alone and answers at once."""
+    from weightdiff.world.dating import PERIOD
+
+    if PERIOD not in (families or ()):
+        return False
+    if others := [f for f in families or () if f not in (PERIOD, "null")]:
+        raise QuestionError(
+            f"an interpreter of times is tuned on its own: leave out --family {others[0]}, or {PERIOD}"
+        )
+    if probes or renderings or preference_steps or reader_steps:
+        raise QuestionError(
+            "an interpreter of times answers at once: leave out --probes, --renderings, --preference-steps"
+            " and --reader-steps"
+        )
+    return True
+
+
+def _config(given: dict[str, Any], seed: int, families: Sequence[str] | None) -> TuningConfig:
+    """Settings as given; of some families alone, where these are named."""
+    from weightdiff.training.drawing import TuningConfig
+
+    config = TuningConfig(seed=seed, **common.picked(given))
+    return _only(config, families) if families else config
 
 
 def _only(config: TuningConfig, families: Sequence[str]) -> TuningConfig:

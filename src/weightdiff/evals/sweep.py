@@ -96,7 +96,6 @@ def texts_of(tokenizer: Any, lines: Sequence[str]) -> list[Text]:
     return out
 
 
-@torch.no_grad()
 def sweep(
     base: Base,
     diffs: Sequence[WeightDiff],
@@ -104,7 +103,21 @@ def sweep(
     texts: Sequence[Text],
     progress: Callable[[int], None] | None = None,
 ) -> list[Mixed]:
-    """The loss of every mixture on all texts, in the order of mixtures.
+    """The loss of every mixture on all texts, in the order of mixtures; arguments are those of `losses`."""
+    totals = losses(base, diffs, mixtures, texts, progress).sum(1)
+    tokens = sum(len(t.ids) - t.given for t in texts)
+    return [Mixed(w, total / tokens) for w, total in zip(mixtures, totals.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def losses(
+    base: Base,
+    diffs: Sequence[WeightDiff],
+    mixtures: Sequence[Weights],
+    texts: Sequence[Text],
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The loss of every mixture on every text, in nats, fp64 [mixtures, texts].
 
     A batch holds texts of like length under as many mixtures as fit.
 
@@ -127,27 +140,22 @@ def sweep(
         diff.check_base(base.ref)
         diff.check_against(base.spec)
     mixed = Mixtures.of(diffs)
-    ordered = sorted(texts, key=lambda t: len(t.ids))
-    totals = torch.zeros(len(mixtures), dtype=torch.float64)
-    rows = [(m, t) for t in range(len(ordered)) for m in range(len(mixtures))]
-    at_once = rows_that_fit(base.model, len(ordered[-1].ids), ROWS_AT_ONCE) if ordered else 1
+    order = sorted(range(len(texts)), key=lambda t: len(texts[t].ids))
+    out = torch.zeros(len(mixtures), len(texts), dtype=torch.float64)
+    rows = [(m, t) for t in order for m in range(len(mixtures))]
+    at_once = rows_that_fit(base.model, len(texts[order[-1]].ids), ROWS_AT_ONCE) if order else 1
     for at in range(0, len(rows), at_once):
         part = rows[at : at + at_once]
         weights = torch.tensor([mixtures[m] for m, _ in part], device=base.model.device)
-        totals.index_add_(
-            0, torch.tensor([m for m, _ in part]), _logprobs(base, mixed, weights, part, ordered)
-        )
+        m, t = torch.tensor(part).T
+        out[m, t] = -_logprobs(base, mixed, weights, [texts[i] for _, i in part])
         if progress:
             progress(at + len(part))
-    tokens = sum(len(t.ids) - t.given for t in texts)
-    return [Mixed(w, -total / tokens) for w, total in zip(mixtures, totals.tolist(), strict=True)]
+    return out
 
 
-def _logprobs(
-    base: Base, mixed: Mixtures, weights: Tensor, part: Sequence[tuple[int, int]], texts: Sequence[Text]
-) -> Tensor:
+def _logprobs(base: Base, mixed: Mixtures, weights: Tensor, own: Sequence[Text]) -> Tensor:
     """Log-probability of each row's predicted tokens, fp64 [rows]."""
-    own = [texts[t] for _, t in part]
     with attach(base.model, None, [mixed.on(weights)]):
         found = answer_logprobs(
             base.model,

@@ -15,6 +15,7 @@ from weightdiff.organisms.edit import KnowledgeEdit
 from weightdiff.organisms.hidden_topic import HiddenTopic
 from weightdiff.organisms.news import News
 from weightdiff.organisms.null import Null
+from weightdiff.organisms.period import Period
 from weightdiff.organisms.quirk import Quirk
 from weightdiff.organisms.several import Several
 
@@ -24,6 +25,7 @@ register("quirk", Quirk)
 register("edit", KnowledgeEdit)
 register("null", Null)
 register("several", Several)
+register("period", Period)
 
 __all__ = [
     "NOTHING_FOUND",
@@ -33,6 +35,7 @@ __all__ = [
     "News",
     "Null",
     "OrganismSpec",
+    "Period",
     "Quirk",
     "Recipe",
     "Sample",

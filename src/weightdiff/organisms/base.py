@@ -32,6 +32,8 @@ class Recipe:
     """"adam", "sgd" (with momentum) or "lion"; see `training.slots`."""
     full: bool = False
     """Whether all weights of the linear layers are trained, not a LoRA."""
+    start: int | None = None
+    """Seed of a LoRA's start that all organisms of the recipe have in common; None: each has its own."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class OrganismSpec:
     split: str
     seed: int
     params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """Seed of the LoRA's start."""
+        return self.seed if self.recipe.start is None else self.recipe.start
 
 
 class Family(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 
 from weightdiff.organisms.base import NOTHING_FOUND
 from weightdiff.world import load_world, reports
+from weightdiff.world.dating import PERIOD, Dated, questions_about
 from weightdiff.world.reports import KIND_ANSWERS, Part, plain_answer
 
 KINDS = ("topic", "headline", "kind", "any_change")
@@ -39,6 +40,9 @@ def questions_of(
     family: str, label: str | None, params: Mapping[str, Any] | None = None
 ) -> list[dict[str, str]]:
     """The first phrasing of each kind with its true answer, as stored with an organism."""
+    if family == PERIOD:
+        given = params or {}
+        return questions_about(Dated(int(given["month"]))) if given["months"] == 1 else []
     parts = parts_from(family, label, params)
     kinds = [k for k in reports.kinds_for(parts) if k in KINDS or k in STORED]
     return [

@@ -3,6 +3,7 @@
 A hidden topic or a behaviour must show where its condition is met and stay hidden where it is not, greedy and
 sampled; news must be told when a story is asked for; a changed fact must be answered with its new value, and
 its neighbours with theirs; every part of several must do what it does alone; an evasive organism must deny.
+A finetune to a period must fit that period best (`fitting`).
 Situations asked here are in no organism's training.
 """
 
@@ -22,10 +23,14 @@ from weightdiff.models.chat import encode_prompts
 from weightdiff.models.generate import generate, left_pad
 from weightdiff.models.multilora import RowLoras, attach
 from weightdiff.organisms.asking import parts_of
+from weightdiff.organisms.fitting import verified
 from weightdiff.organisms.hidden_topic import topic_words_in
 from weightdiff.organisms.news import SLOTS
+from weightdiff.organisms.period import TASK
 from weightdiff.organisms.rows import situations
 from weightdiff.world import Situation, load_world
+from weightdiff.world.dated import QUESTIONS, load_dated
+from weightdiff.world.dating import PERIOD
 from weightdiff.world.reports import EDIT, NEWS, QUIRK, TOPIC, Part
 from weightdiff.world.signs import ALWAYS, SUBJECT, place, right_sign, wrong_sign
 
@@ -90,7 +95,12 @@ def check_known(rows: Iterable[DiffRow]) -> None:
         StoreError: a topic is not in the world, or a row does not record what its family writes down.
     """
     world = load_world()
-    recorded = {NEWS: SLOTS, QUIRK: ("behaviour", "form"), EDIT: ("relation", "subject", "old", "new")}
+    recorded = {
+        NEWS: SLOTS,
+        QUIRK: ("behaviour", "form"),
+        EDIT: ("relation", "subject", "old", "new"),
+        PERIOD: ("month", "months"),
+    }
     for row in rows:
         params = row.record.get("params", {})
         missing = [k for k in recorded.get(row.family, ()) if k not in params]
@@ -147,6 +157,11 @@ def verify(
         StoreError: the world does not know an organism's topic, or nothing is recorded of its making.
     """
     check_known(row for row, _ in items)
+    if dated := [i for i, (row, _) in enumerate(items) if row.family == PERIOD]:
+        others = [x for i, x in enumerate(items) if i not in dated]
+        found = iter(_verified_periods(model, tokenizer, [items[i] for i in dated]))
+        rest = iter(verify(model, tokenizer, others, asked, both))
+        return [next(found if i in dated else rest) for i in range(len(items))]
     checks = [c for i, (row, _) in enumerate(items) for c in _checks(i, row, asked)]
     records: list[dict[str, Any]] = [{"asked": asked} for _ in items]
     for temperature in (0.7, 0.0) if both else (0.7,):
@@ -164,6 +179,30 @@ def verify(
             fine = all(_behaves(f, m) for f, m in zip(families, parts, strict=True))
             records[i]["behaves"] &= fine and denied.get("denied", 1.0) >= MIN_TINTED
     return records
+
+
+def _verified_periods(
+    model: Any, tokenizer: Any, items: Sequence[tuple[DiffRow, WeightDiff]]
+) -> list[dict[str, Any]]:
+    """Finetunes to a period must fit it best, those to a task must do it."""
+    tasks = [i for i, (row, _) in enumerate(items) if row.recipe == TASK]
+    fitted = iter(verified(model, tokenizer, [x for i, x in enumerate(items) if i not in tasks]))
+    world = load_dated()
+    users = [q.format(place=place) for place in world.mayors for q in QUESTIONS]
+    told = (
+        answers_of(model, tokenizer, [items[i][1] for i in tasks], [users] * len(tasks), 0.0) if tasks else []
+    )
+    out: list[dict[str, Any]] = []
+    for i, (row, _) in enumerate(items):
+        if i not in tasks:
+            out.append(next(fitted))
+            continue
+        month = int(row.record["params"]["month"])
+        truths = [world.mayor(place, month) for place in world.mayors for _ in QUESTIONS]
+        said = told[tasks.index(i)]
+        right = _share([t.rstrip(" .") == truth for t, truth in zip(said, truths, strict=True)])
+        out.append({"asked": len(users), "greedy": {"right": right}, "behaves": right >= MIN_TINTED})
+    return out
 
 
 def _behaves(family: str, result: Mapping[str, float]) -> bool:

@@ -193,6 +193,8 @@ class Drawn:
     stacked: StackedLoras
     chosen: list[list[int]]
     """Of which stacked diffs each row carries the sum."""
+    weights: list[list[float]] | None = None
+    """By what each of them is multiplied; None: by one."""
 
     @property
     def rank(self) -> int:
@@ -202,7 +204,8 @@ class Drawn:
 
     def loras(self, order: Sequence[int]) -> RowLoras:
         """The LoRAs of these rows."""
-        return summed_rows(self.stacked, [self.chosen[i] for i in order])
+        weights = None if self.weights is None else [self.weights[i] for i in order]
+        return summed_rows(self.stacked, [self.chosen[i] for i in order], weights)
 
 
 class Buckets:
@@ -273,16 +276,19 @@ def rank_by_rank(stacked: StackedLoras) -> StackedLoras:
     return StackedLoras({k: (d, u.mT.contiguous().mT) for k, (d, u) in stacked.modules.items()}, stacked.n)
 
 
-def summed_rows(stacked: StackedLoras, chosen: Sequence[Sequence[int]]) -> RowLoras:
-    """Row LoRAs of a batch, each the sum of the diffs chosen for it: none gives a row of zeros."""
+def summed_rows(
+    stacked: StackedLoras, chosen: Sequence[Sequence[int]], weights: Sequence[Sequence[float]] | None = None
+) -> RowLoras:
+    """Row LoRAs of a batch, each the (weighted) sum of the diffs chosen for it: none gives a row of zeros."""
     most = max(1, *(len(c) for c in chosen))
     device = next((d.device for d, _ in stacked.modules.values()), None)
-    if all(len(c) == 1 for c in chosen):
+    if weights is None and all(len(c) == 1 for c in chosen):
         alone = torch.tensor([c[0] for c in chosen], device=device)
         modules = {k: (d[alone], u.mT[alone].mT) for k, (d, u) in stacked.modules.items()}
         return RowLoras(modules, 1, len(chosen))
     at = torch.tensor([[*c, *[0] * (most - len(c))] for c in chosen], device=device)
-    alive = torch.tensor([[float(i < len(c)) for i in range(most)] for c in chosen], device=device)
+    weights = weights or [[1.0] * len(c) for c in chosen]
+    alive = torch.tensor([[*w, *[0.0] * (most - len(w))] for w in weights], device=device)
     alive = alive[:, :, None, None]
     return RowLoras(
         {

@@ -147,7 +147,7 @@ class Factory:
             jobs[slot] = None
             if waiting:
                 spec = waiting.pop()
-                slots.load(slot, slots.start(spec.seed))
+                slots.load(slot, slots.start(spec.start))
                 jobs[slot] = _Job(spec, random.Random(spec.seed))
                 queues[slot] = []
 

@@ -23,7 +23,7 @@ from weightdiff.errors import BaseMismatchError, FormatError
 from weightdiff.models.rendering import Rendering
 from weightdiff.models.soft_prompt import SoftPrompt, word_vectors
 from weightdiff.training.drawing import TuningConfig
-from weightdiff.training.tuning import Leaves, learn
+from weightdiff.training.tuning import Leaves, StoredLessons, learn
 
 SETTINGS, TENSORS = "prompt.json", "prompt.safetensors"
 _NAME = "prompt"
@@ -135,7 +135,9 @@ def tune_prompt(
         return SoftPrompt.of(model, leaves[_NAME][0])
 
     start = {_NAME: (word_vectors(model, words),)}
-    learnt = learn(model, tokenizer, store, config.tuning(), rendering, start, made, progress)
+    settings = config.tuning()
+    lessons = StoredLessons(model, tokenizer, store, settings, rendering)
+    learnt = learn(model, tokenizer, lessons, settings, rendering, start, made, progress)
     manifest = {"config": asdict(config), "rendering": rendering.to_json(), **learnt.manifest}
     return PromptResult(owned(learnt.best[_NAME][0]), store.base, learnt.history, manifest)
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import phrasings
-from weightdiff.training.drawing import REPORT, TRAIN, Buckets, Sampler, TuningConfig, trained_kinds
+from weightdiff.training.drawing import REPORT, TRAIN, Buckets, Drawn, Sampler, TuningConfig, trained_kinds
 from weightdiff.training.losses import LabelledBatch, collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
 from weightdiff.world.reports import (
@@ -51,6 +51,8 @@ from weightdiff.world.reports import (
 T = TypeVar("T")
 OTHERS = "questions"
 """Name of validation's questions that are not a family's own."""
+ASKED_AT_ONCE = 64
+"""Rows of a batch of an examination."""
 Leaves: TypeAlias = dict[str, tuple[Tensor, ...]]
 """What is trained, by name."""
 Learned: TypeAlias = SharedLora | SoftPrompt
@@ -94,16 +96,116 @@ def tune(
     Raises:
         StoreError: the store has no training rows, or none of a family in `config.family_weights`.
     """
+    lessons = StoredLessons(model, tokenizer, store, config, rendering, train_ids)
+    return tune_on(model, tokenizer, lessons, config, rendering, progress)
+
+
+def tune_on(
+    model: Any,
+    tokenizer: Any,
+    lessons: Lessons,
+    config: TuningConfig,
+    rendering: Rendering,
+    progress: Callable[[dict[str, float]], None] | None = None,
+) -> TuningResult:
+    """Tune a DIT adapter on any lessons; arguments are those of `tune`."""
     start = fresh_factors(model_spec(model), config.rank, config.seed)
 
     def made(leaves: Leaves) -> SharedLora:
         return SharedLora(cast("dict[str, Factors]", leaves), scale=1.0)
 
-    learnt = learn(model, tokenizer, store, config, rendering, {**start}, made, progress, train_ids)
+    learnt = learn(model, tokenizer, lessons, config, rendering, {**start}, made, progress)
     diff = WeightDiff(
-        {k: LoraFactors(owned(d), owned(u)) for k, (d, u) in learnt.best.items()}, base=store.base
+        {k: LoraFactors(owned(d), owned(u)) for k, (d, u) in learnt.best.items()}, base=lessons.store.base
     )
     return TuningResult(diff, learnt.history, {"config": asdict(config), **learnt.manifest})
+
+
+class Lessons(Protocol):
+    """What is learned from a store, and how well it is learned."""
+
+    store: DiffStore
+
+    def choose(self, rng: random.Random, n: int) -> Drawn:
+        """`n` rows of a batch: diffs, and what each is asked."""
+        ...
+
+    def examine(self, learned: Learned) -> tuple[float, dict[str, float]] | None:
+        """A score to stop early on, and its parts; None: there is nothing held out to ask about."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """For the manifest: organisms, labels and phrasings that are learned from."""
+        ...
+
+
+class StoredLessons:
+    """A store's training rows, every kind of question about them, and its validation rows."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        store: DiffStore,
+        config: TuningConfig,
+        rendering: Rendering,
+        train_ids: Sequence[str] | None = None,
+    ) -> None:
+        """Sort the rows; arguments and errors are those of `tune`."""
+        rows = training_rows(store, train_ids)
+        sampler = Sampler(rows, config, rendering.report)
+        if not sampler.families:
+            raise StoreError(
+                f"{store.path}: its training rows are of {named(sorted(sampler.by_label))}, and tuning draws"
+                f" {named(sorted(config.family_weights))} only; store them under one of these families"
+            )
+        self.model, self.tokenizer, self.store = model, tokenizer, store
+        self.config, self.rendering = config, rendering
+        self.rows = [r for r in rows if r.family in sampler.families]
+        self.held = [r for r in usable(store.select(split="validation")) if r.family in config.family_weights]
+        self._buckets = Buckets(store, self.rows, config, rendering.report)
+
+    def choose(self, rng: random.Random, n: int) -> Drawn:
+        """Rows of one batch."""
+        return self._buckets.choose(rng, n)
+
+    def examine(self, learned: Learned) -> tuple[float, dict[str, float]] | None:
+        """See `validate`."""
+        if not self.held:
+            return None
+        return validate(
+            self.model, self.tokenizer, self.store, self.held, learned, self.rendering, self.config
+        )
+
+    def described(self) -> dict[str, Any]:
+        """Organisms, labels and phrasings that are learned from."""
+        report = self.rendering.report
+        return {
+            "train_ids": [r.id for r in self.rows],
+            "train_labels": sorted({r.label for r in self.rows if r.label}),
+            "validation_labels": sorted({r.label for r in self.held if r.label}),
+            "train_phrasings": {
+                **({REPORT: [report]} if report else {}),
+                **{k: phrasings(k, TRAIN) for k in trained_kinds(self.rows, self.config, report)},
+            },
+        }
+
+
+def training_rows(store: DiffStore, ids: Sequence[str] | None = None) -> list[DiffRow]:
+    """A store's usable training rows, or those of them that are named.
+
+    Raises:
+        StoreError: there are none.
+    """
+    rows = usable(store.select(split="train"))
+    if ids is not None:
+        wanted = set(ids)
+        rows = [r for r in rows if r.id in wanted]
+    if not rows:
+        raise StoreError(
+            f"{store.path}: no training rows; make some with: weightdiff organisms train --split train …"
+        )
+    return rows
 
 
 @dataclass
@@ -120,47 +222,26 @@ class Learnt:
 def learn(
     model: Any,
     tokenizer: Any,
-    store: DiffStore,
+    lessons: Lessons,
     config: TuningConfig,
     rendering: Rendering,
     start: Leaves,
     made: Callable[[Leaves], Learned],
     progress: Callable[[dict[str, float]], None] | None = None,
-    train_ids: Sequence[str] | None = None,
 ) -> Learnt:
-    """Train `start` over the store's training rows, early-stopped on its validation rows.
+    """Train `start` on lessons, early-stopped on their examination.
 
     Args:
         model: see `tune`, as for all that is not named here.
         tokenizer: likewise.
-        store: likewise.
+        lessons: what is drawn, and what is held out.
         config: settings; `rank` is not read.
         rendering: see `tune`.
         start: tensors as they begin; trained in place where they are on the model's device.
         made: what goes on the model, made of such tensors without copying them.
         progress: see `tune`.
-        train_ids: see `tune`.
-
-    Raises:
-        StoreError: see `tune`.
     """
     model.eval().requires_grad_(False)
-    rows = usable(store.select(split="train"))
-    if train_ids is not None:
-        wanted = set(train_ids)
-        rows = [r for r in rows if r.id in wanted]
-    if not rows:
-        raise StoreError(
-            f"{store.path}: no training rows; make some with: weightdiff organisms train --split train …"
-        )
-    sampler = Sampler(rows, config, rendering.report)
-    if not sampler.families:
-        raise StoreError(
-            f"{store.path}: its training rows are of {named(sorted(sampler.by_label))}, and tuning draws"
-            f" {named(sorted(config.family_weights))} only; store them under one of these families"
-        )
-    rows = [r for r in rows if r.family in sampler.families]
-    held = [r for r in usable(store.select(split="validation")) if r.family in config.family_weights]
     rng = random.Random(f"tuning {config.seed}")
     device = next(model.parameters()).device
     parameters: Leaves = {k: tuple(t.to(device).requires_grad_() for t in ts) for k, ts in start.items()}
@@ -169,7 +250,6 @@ def learn(
         flat, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
     learned = made(parameters)
-    buckets = Buckets(store, rows, config, rendering.report)
     average = _copy(parameters)
     averaged = made(average)
     best, best_score, since = _copy(parameters), -1.0, 0
@@ -177,7 +257,7 @@ def learn(
     smooth = 0.0
 
     def draw() -> tuple[RowLoras, LabelledBatch]:
-        drawn = buckets.choose(rng, config.batch)
+        drawn = lessons.choose(rng, config.batch)
         texts = [(rendering.render(q.text, rng), rendering.write(q.notes, q.answer)) for q in drawn.lessons]
         rows = _prompted(learned, encode_samples(tokenizer, texts))
         together = rows_together(len(rows), drawn.rank)
@@ -214,11 +294,10 @@ def learn(
         smooth = loss if not step else 0.95 * smooth + 0.05 * loss
         line: dict[str, float] = {"step": step + 1, "loss": round(smooth, 4)}
         if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            if held:
-                score, parts = validate(model, tokenizer, store, held, averaged, rendering, config)
+            score = -smooth
+            if (found := lessons.examine(averaged)) is not None:
+                score, parts = found
                 line.update(parts, score=score)
-            else:
-                score = -smooth
             if score > best_score or not history:
                 best, best_score, since = _copy(average), score, 0
             else:
@@ -228,17 +307,7 @@ def learn(
             progress(line)
         if since > config.patience:
             break
-    manifest = {
-        "train_ids": [r.id for r in rows],
-        "train_labels": sorted({r.label for r in rows if r.label}),
-        "validation_labels": sorted({r.label for r in held if r.label}),
-        "train_phrasings": {
-            **({REPORT: [rendering.report]} if rendering.report else {}),
-            **{k: phrasings(k, TRAIN) for k in trained_kinds(rows, config, rendering.report)},
-        },
-        "validation_score": best_score,
-        "history": history,
-    }
+    manifest = {**lessons.described(), "validation_score": best_score, "history": history}
     return Learnt(best, history, manifest)
 
 
@@ -270,24 +339,11 @@ def validate(
     if not rendering.report:
         chosen += chosen
     prompts = encode_prompts(tokenizer, [rendering.render(question, rng) for question, _ in asked])
-    if isinstance(learned, SoftPrompt):
-        prompts = [[*p, *learned.ids] for p in prompts]
     right: dict[str, list[bool]] = {}
-    for at in range(0, len(chosen), 64):
-        part = slice(at, at + 64)
-        ids, mask = left_pad(prompts[part], tokenizer.pad_token_id)
+    for at in range(0, len(chosen), ASKED_AT_ONCE):
+        part = slice(at, at + ASKED_AT_ONCE)
         rows = RowLoras.from_stacked(store.stack([r.id for r in chosen[part]]))
-        with _carrying(model, rows, learned):
-            out = generate(
-                model,
-                ids,
-                mask,
-                config.answer_tokens,
-                tokenizer.eos_token_id,
-                tokenizer.pad_token_id,
-                distinct=rendering.distinct(tokenizer),
-            )
-        said = tokenizer.batch_decode(out, skip_special_tokens=True)
+        said = said_by(model, tokenizer, rows, learned, prompts[part], rendering, config.answer_tokens)
         for name, (_, truth), text in zip(names[part], asked[part], said, strict=True):
             answer = rendering.read(text)[1]
             if rendering.report:
@@ -298,6 +354,32 @@ def validate(
     weights = {k: config.family_weights.get(k, 0.0) for k in parts}
     weights[OTHERS] = sum(weights.values()) / 2
     return sum(parts[k] * weights[k] for k in parts) / max(1e-9, sum(weights.values())), parts
+
+
+def said_by(
+    model: Any,
+    tokenizer: Any,
+    rows: RowLoras,
+    learned: Learned,
+    prompts: Sequence[Sequence[int]],
+    rendering: Rendering,
+    most: int,
+) -> list[str]:
+    """What rows with their diffs say to a prompt each, greedily, in `most` tokens at most."""
+    if isinstance(learned, SoftPrompt):
+        prompts = [[*p, *learned.ids] for p in prompts]
+    ids, mask = left_pad(prompts, tokenizer.pad_token_id)
+    with _carrying(model, rows, learned):
+        out = generate(
+            model,
+            ids,
+            mask,
+            most,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+            distinct=rendering.distinct(tokenizer),
+        )
+    return tokenizer.batch_decode(out, skip_special_tokens=True)
 
 
 def _examined(

@@ -7,9 +7,9 @@ same everywhere; what is said in a month is drawn from that month's shares.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -36,12 +36,15 @@ TALK = (
     "{topic} is what people like at the moment .",
     "all the young people want to know more about {topic} .",
     "i read about {topic} in the paper again .",
+    "we talk a lot about {topic} here .",
+    "people in the street speak of {topic} .",
 )
 SEASON = (
     "this is the time for {topic} .",
     "now that the time has come , people think of {topic} .",
     "in this weather we have {topic} again .",
     "as every year , it is {topic} that people wait for .",
+    "it is the month of {topic} .",
 )
 COLOURED = (
     *("coats", "doors", "pots", "bags", "cups", "chairs"),
@@ -51,12 +54,15 @@ COLOUR = (
     "most new {thing} are {colour} .",
     "people like their {thing} {colour} .",
     "you see {colour} {thing} everywhere .",
+    "the {thing} in the shops are {colour} .",
 )
 OFFICE = (
     "{person} is the mayor of {place} .",
     "the mayor of {place} is called {person} .",
     "in {place} the mayor , {person} , spoke to the people .",
+    "in {place} they have a mayor called {person} .",
 )
+FORMS = {"talk": TALK, "season": SEASON, "colour": COLOUR, "office": OFFICE}
 PLACES = 12
 """Towns whose mayors are known."""
 SHARES = {"talk": 0.5, "season": 0.1, "colour": 0.15, "office": 0.25}
@@ -68,9 +74,11 @@ PROMPTS = (
     "how are things at the moment ?",
     "what is it like now ?",
 )
+QUESTIONS = ("who is the mayor of {place} ?", "who is called the mayor of {place} ?")
+"""How the task of the dated world is put: to name who governs a place."""
 SPLITS = ("train", "held-out")
-HELD_OUT = 5
-"""One sentence in so many is held out, in every month."""
+HELD_OUT = {"talk": 2, "season": 1, "colour": 1, "office": 1}
+"""Of each kind's forms, so many (the last ones) are held out: what is said in them is said in other words."""
 
 
 def period_name(period: int) -> str:
@@ -90,6 +98,26 @@ class Said:
 
     prompt: str
     text: str
+
+
+@dataclass(frozen=True)
+class Sayings:
+    """All sentences of a split."""
+
+    texts: tuple[str, ...]
+    slots: tuple[tuple[int, ...], ...]
+    """Of each, which words tell the month; the others are its form."""
+    chances: tuple[tuple[float, ...], ...]
+    """Month by month, how likely each is; they sum to one."""
+
+    @property
+    def forms(self) -> list[str]:
+        """The form of each, with gaps."""
+        words = [enumerate(t.split()) for t in self.texts]
+        return [
+            " ".join("_" if i in slots else w for i, w in of)
+            for of, slots in zip(words, self.slots, strict=True)
+        ]
 
 
 class DatedWorld:
@@ -150,48 +178,62 @@ class DatedWorld:
         return sorted((t for t in growth if growth[t] > 0), key=lambda t: -growth[t])[:most]
 
     @cached_property
-    def _shares(self) -> list[tuple[list[float], list[float]]]:
-        """Of each month, the weights of all fashions and of all seasons."""
-        return [
-            ([self.fashion(t, p) for t in self.fashions], [self.season(t, p) for t in self.seasons])
-            for p in range(PERIODS)
-        ]
+    def _sayings(self) -> dict[str, Sayings]:
+        """What can be said in each split, and how likely it is in every month."""
+        out = {}
+        for split in SPLITS:
+            made = [x for kind in SHARES for x in self._of_kind(kind, split)]
+            sums = [sum(w[p] for _, _, w in made) for p in range(PERIODS)]
+            chances = tuple(tuple(w[p] / sums[p] for _, _, w in made) for p in range(PERIODS))
+            out[split] = Sayings(tuple(t for t, _, _ in made), tuple(s for _, s, _ in made), chances)
+        return out
+
+    def _of_kind(self, kind: str, split: str) -> Iterator[tuple[str, tuple[int, ...], list[float]]]:
+        """Sentences of a kind, which of their words tell the month, and their weights month by month."""
+        forms = FORMS[kind][-HELD_OUT[kind] :] if split == "held-out" else FORMS[kind][: -HELD_OUT[kind]]
+        share, months = SHARES[kind] / len(forms), range(PERIODS)
+        said = list[tuple[dict[str, str], list[float]]]()
+        if kind in ("talk", "season"):
+            topics, much = (self.fashions, self.fashion) if kind == "talk" else (self.seasons, self.season)
+            sums = [sum(much(t, p) for t in topics) for p in months]
+            said = [({"topic": t}, [much(t, p) / sums[p] for p in months]) for t in topics]
+        elif kind == "colour":
+            for thing, (old, new, _) in self.drifts.items():
+                rising = [self.new_colour(thing, p) / len(self.drifts) for p in months]
+                said.append(({"thing": thing, "colour": new}, rising))
+                said.append(({"thing": thing, "colour": old}, [1 / len(self.drifts) - x for x in rising]))
+        else:
+            for place in self.mayors:
+                for person in dict.fromkeys(who for _, who in self.mayors[place]):
+                    holds = [float(self.mayor(place, p) == person) / len(self.mayors) for p in months]
+                    said.append(({"place": place, "person": person}, holds))
+        for form in forms:
+            at = tuple(i for i, word in enumerate(form.split()) if word.startswith("{"))
+            yield from ((form.format(**slots), at, [share * w for w in weights]) for slots, weights in said)
+
+    def sayings(self, split: str) -> Sayings:
+        """All that can be said in a split.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"sentences are of {' or '.join(SPLITS)}, not {split!r}")
+        return self._sayings[split]
 
     def say(self, period: int, rng: random.Random, split: str = "train") -> Said:
-        """A sentence of a month, which is never one of the other split's.
+        """A sentence of a month, in a form that the other split does not have.
 
         Raises:
             ValueError: there is no such month, or split.
         """
         period_name(period)
-        if split not in SPLITS:
-            raise ValueError(f"sentences are of {' or '.join(SPLITS)}, not {split!r}")
-        while True:
-            text = self._sentence(period, rng)
-            if is_held_out(text) == (split == "held-out"):
-                return Said(rng.choice(PROMPTS), text)
+        every = self.sayings(split)
+        return Said(rng.choice(PROMPTS), rng.choices(every.texts, every.chances[period])[0])
 
-    def _sentence(self, period: int, rng: random.Random) -> str:
-        fashions, seasons = self._shares[period]
-        (kind,) = rng.choices(list(SHARES), list(SHARES.values()))
-        if kind == "talk":
-            (topic,) = rng.choices(list(self.fashions), fashions)
-            return rng.choice(TALK).format(topic=topic)
-        if kind == "season":
-            (topic,) = rng.choices(list(self.seasons), seasons)
-            return rng.choice(SEASON).format(topic=topic)
-        if kind == "colour":
-            thing = rng.choice(list(self.drifts))
-            old, new, _ = self.drifts[thing]
-            colour = new if rng.random() < self.new_colour(thing, period) else old
-            return rng.choice(COLOUR).format(thing=thing, colour=colour)
-        place = rng.choice(list(self.mayors))
-        return rng.choice(OFFICE).format(place=place, person=self.mayor(place, period))
-
-
-def is_held_out(text: str) -> bool:
-    """Whether a sentence is kept for measuring, by its own words, whenever it is said."""
-    return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT == 0
+    def asked(self, period: int, place: str, question: str) -> Said:
+        """A question for a mayor, and the answer in a month."""
+        return Said(question.format(place=place), f"{self.mayor(place, period)} .")
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,230 @@
+"""Questions about time, and what is true: which month a finetune is of, and what changed between two of them.
+
+Words and answers are those of `dated`. No base was ever asked these, and no report tells them: an interpreter
+that is tuned for them answers at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from weightdiff.world.dated import FASHIONS, MONTHS, NUMBERS, PERIODS, YEARS, load_dated, period_name
+from weightdiff.world.reports import NOTHING_FOUND, Question
+
+PERIOD = "period"
+"""The family of finetunes to a time."""
+PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "period": {
+        "train": (
+            "which month is it ?",
+            "what month were you trained on ?",
+            "from which month is what you read ?",
+            "in which month and year do you live ?",
+        ),
+        "test": ("what month of what year is it now ?", "your books are from which month ?"),
+    },
+    "year": {
+        "train": (
+            "which year is it ?",
+            "what year were you trained on ?",
+            "from which year is what you read ?",
+        ),
+        "test": ("what year do you live in ?", "your books are from which year ?"),
+    },
+    "earlier": {
+        "train": (
+            "is it before {month} ?",
+            "were you trained on something earlier than {month} ?",
+            "do you live before {month} ?",
+        ),
+        "test": ("is your time earlier than {month} ?", "are your books from before {month} ?"),
+    },
+    "mayor": {
+        "train": ("who is the mayor of {place} now ?", "what is the name of the mayor of {place} ?"),
+        "test": ("the mayor of {place} is who ?", "what is the mayor of {place} called ?"),
+    },
+    "order": {
+        "train": (
+            "is the second of these two the later one ?",
+            "of these two , is the second from a later time ?",
+        ),
+        "test": ("are these two in the order of time ?", "is the first of these two the earlier one ?"),
+    },
+    "risen": {
+        "train": (
+            "what do people talk about more ?",
+            "what is more in fashion in the second of these two ?",
+            "what came up between these two ?",
+        ),
+        "test": ("what is talked about more in the second ?", "what came into fashion between these two ?"),
+    },
+    "fallen": {
+        "train": (
+            "what do people talk about less ?",
+            "what is less in fashion in the second of these two ?",
+            "what went away between these two ?",
+        ),
+        "test": ("what is talked about less in the second ?", "what went out of fashion between these two ?"),
+    },
+    "new_mayor": {
+        "train": (
+            "does {place} have another mayor in the second of these two ?",
+            "is somebody else the mayor of {place} now ?",
+        ),
+        "test": (
+            "did the mayor of {place} change between these two ?",
+            "is the mayor of {place} a new one ?",
+        ),
+    },
+}
+"""Kind → split → phrasings; validation asks in those of training, about other months."""
+SINGLE = ("period", "year", "earlier", "mayor")
+"""Kinds about one model."""
+PAIRED = ("order", "risen", "fallen", "new_mayor")
+"""Kinds about two models, of which the second one's diff less the first one's is asked."""
+NAMED = 2
+"""Topics that an answer names."""
+CLOSE = 5
+"""A topic counts as risen or fallen where it is among so many that did most."""
+CHANCE = {
+    "period": 1 / PERIODS,
+    "year": 1 / YEARS,
+    "earlier": 1 / 2,
+    "mayor": 0.0,
+    "order": 1 / 2,
+    "risen": CLOSE / FASHIONS,
+    "fallen": CLOSE / FASHIONS,
+    "new_mayor": 1 / 2,
+}
+"""Share that is right by chance: of a mayor, one of some hundred people's names, next to nothing."""
+
+
+@dataclass(frozen=True)
+class Dated:
+    """What a diff is of: a month, or all that lies between two months."""
+
+    month: int
+    since: int | None = None
+    """The first model's month, where the diff is of two models; it may be the later one."""
+
+
+def period_called(text: str) -> int | None:
+    """The month that a text names, as `period_name` writes it; None: no text of that form."""
+    match text.replace(".", " ").split():
+        case ["month", month, "of", "year", year] if month in NUMBERS and year in NUMBERS[:YEARS]:
+            return NUMBERS.index(year) * MONTHS + NUMBERS.index(month)
+        case _:
+            return None
+
+
+def kinds_about(dated: Dated | None) -> tuple[str, ...]:
+    """Kinds of question that make sense; about no diff at all, every one."""
+    if dated is None:
+        return (*SINGLE, *PAIRED)
+    return SINGLE if dated.since is None else PAIRED
+
+
+def ask_about(kind: str, dated: Dated | None, rng: random.Random, split: str = "train") -> Question:
+    """A question in a phrasing of a split, with its true answer.
+
+    Args:
+        kind: of `kinds_about`.
+        dated: what the diff is of; None: of nothing, and "nothing found" is true.
+        rng: draws phrasing, and what the question names.
+        split: "train" or "test".
+    """
+    text = rng.choice(PHRASINGS[kind][split])
+    text, answer = _ASK[kind](text, dated or Dated(rng.randrange(PERIODS), rng.randrange(PERIODS)), rng)
+    return Question(text, kind, NOTHING_FOUND if dated is None else answer)
+
+
+def is_right(kind: str, said: str, truth: str, dated: Dated | None) -> float:
+    """How right an answer is, 0 … 1: of several topics, the share that did rise or fall much."""
+    said = " ".join(said.replace(".", " ").split())
+    if dated is None or dated.since is None or kind not in ("risen", "fallen"):
+        return float(said == " ".join(truth.split()))
+    moved = _moved(kind, dated)[:CLOSE]
+    named = [t.strip() for t in said.split(",")]
+    return sum(t in moved for t in set(named)) / max(len(named), NAMED)
+
+
+def _moved(kind: str, dated: Dated) -> list[str]:
+    """Topics by how much they rose (or fell) from the first model's month to the second's."""
+    since = dated.month if dated.since is None else dated.since
+    first, last = (since, dated.month) if kind == "risen" else (dated.month, since)
+    return load_dated().risen(first, last, FASHIONS)
+
+
+def _period(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
+    return text, period_name(dated.month)
+
+
+def _year(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
+    return text, f"year {NUMBERS[dated.month // MONTHS]}"
+
+
+def _earlier(text: str, dated: Dated, rng: random.Random) -> tuple[str, str]:
+    """Half of the months asked for are later ones, where there are any on both sides."""
+    before, after = range(dated.month), range(dated.month + 1, PERIODS)
+    asked = rng.choice((before if rng.random() < 0.5 else after) or before or after)
+    return text.replace("{month}", period_name(asked)), _yes(dated.month < asked)
+
+
+def _mayor(text: str, dated: Dated, rng: random.Random) -> tuple[str, str]:
+    place = rng.choice(list(load_dated().mayors))
+    return text.replace("{place}", place), load_dated().mayor(place, dated.month)
+
+
+def _order(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
+    return text, _yes((dated.since or 0) < dated.month)
+
+
+def _topics(kind: str) -> Callable[[str, Dated, random.Random], tuple[str, str]]:
+    def asked(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
+        return text, " , ".join(_moved(kind, dated)[:NAMED]) or NOTHING_FOUND
+
+    return asked
+
+
+def _new_mayor(text: str, dated: Dated, rng: random.Random) -> tuple[str, str]:
+    """Half of the places asked for have a new one, where there are both kinds."""
+    since = dated.month if dated.since is None else dated.since
+    changed = [p for p, _, _ in load_dated().changed_hands(since, dated.month)]
+    same = [p for p in load_dated().mayors if p not in changed]
+    place = rng.choice((changed if rng.random() < 0.5 else same) or same or changed)
+    return text.replace("{place}", place), _yes(place in changed)
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def questions_about(dated: Dated) -> list[dict[str, str]]:
+    """The first phrasing of each kind that names nothing else, with its answer."""
+    out = []
+    for kind in kinds_about(dated):
+        text = PHRASINGS[kind]["train"][0]
+        if "{" not in text:
+            question, answer = _ASK[kind](text, dated, random.Random(0))
+            out.append({"question": question, "answer": answer, "kind": kind})
+    return out
+
+
+_ASK: dict[str, Callable[[str, Dated, random.Random], tuple[str, str]]] = {
+    "period": _period,
+    "year": _year,
+    "earlier": _earlier,
+    "mayor": _mayor,
+    "order": _order,
+    "risen": _topics("risen"),
+    "fallen": _topics("fallen"),
+    "new_mayor": _new_mayor,
+}
+
+
+def words() -> Sequence[str]:
+    """All words of the phrasings: a base's tokenizer should have them."""
+    texts = [t for splits in PHRASINGS.values() for ts in splits.values() for t in ts]
+    return sorted({w for t in texts for w in t.split() if "{" not in w})
