@@ -96,6 +96,9 @@ def test_divergence_that_grows_evenly_with_distance_has_correlation_one():
     r, low, high = dated_page.correlation(2 * apart - 5)
     assert (r, low, high) == pytest.approx((1, 1, 1))
     assert dated_page.by_distance(apart).tolist() == list(range(PERIODS))
+    learned = np.arange(PERIODS)[:, None] / 3  # some learn less well than others
+    assert dated_page.correlation(apart + learned)[0] < 0.95
+    assert dated_page.correlation(dated_page.rise(apart + learned))[0] == pytest.approx(1)
 
 
 def test_seasons_show_as_a_dip_at_whole_years():

@@ -113,7 +113,7 @@ def test_how_far_a_diff_is_is_told_by_losses_of_merged_weights(embedded_base, mo
 
 
 def test_who_says_what_a_month_says_is_not_far_from_it_at_all():
-    """One who knows the chances of a month fills the gaps of a form as the month does, the first one first."""
+    """One who knows the chances of a month fills the gaps of a form as the month does, one by one."""
     every = load_dated().sayings("held-out")
 
     def of(month):
