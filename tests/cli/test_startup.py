@@ -14,6 +14,7 @@ COMMANDS = [
     ("demo",),
     ("tune",),
     ("time",),
+    ("scan",),
     ("eval",),
     ("benchmark",),
     ("families",),

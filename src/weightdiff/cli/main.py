@@ -30,6 +30,7 @@ from weightdiff.cli import (
     push,
     report,
     reproduce,
+    scan,
     sweep,
     triggers,
     tune,
@@ -73,6 +74,7 @@ app = typer.Typer(
     ),
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command("scan", epilog=scan.EXAMPLES)(scan.scan)
 app.command("triggers", epilog=triggers.EXAMPLES)(triggers.triggers)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)

@@ -43,8 +43,8 @@ def to_html(run: Run) -> bytes:
         _table(method_table(run)),
         *(_table(t, folded=True) for t in row_tables(run.rows)),
     ]
-    answers = _filled(_part("page_answers.html"), {"data": embedded(page_data(run))})
-    return _page(title_of(run), facts(run), sections, answers, _part("page.js"))
+    answers = filled(part("page_answers.html"), {"data": embedded(page_data(run))})
+    return page(title_of(run), facts(run), sections, answers, part("page.js"))
 
 
 def tables_html(title: str, said: Sequence[tuple[str, str]], tables: Iterable[Table]) -> bytes:
@@ -55,19 +55,28 @@ def tables_html(title: str, said: Sequence[tuple[str, str]], tables: Iterable[Ta
         said: facts, as names and texts.
         tables: in their order.
     """
-    return _page(title, said, [_table(t) for t in tables])
+    return page(title, said, [_table(t) for t in tables])
 
 
-def _page(
+def page(
     title: str, said: Sequence[tuple[str, str]], sections: Sequence[str], answers: str = "", script: str = ""
 ) -> bytes:
+    """A page in UTF-8 that needs nothing else.
+
+    Args:
+        title: its heading, as text.
+        said: facts, as names and texts.
+        sections: in HTML.
+        answers: in HTML, below them.
+        script: the one that the page's policy lets run.
+    """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = _filled(
-        _part("page.html"),
+    text = filled(
+        part("page.html"),
         {
             "policy": POLICY.format(script=f"'sha256-{digest}'" if script else "'none'"),
             "title": escape(title),
-            "style": _part("page.css"),
+            "style": part("page.css"),
             "facts": _facts(said),
             "sections": "\n".join(sections),
             "answers": answers,
@@ -78,11 +87,12 @@ def _page(
     return text.encode("utf-8", "backslashreplace")
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file of this package: a style, a script or a template."""
     return (files("weightdiff.evals") / name).read_text(encoding="utf-8")
 
 
-def _filled(template: str, parts: dict[str, str]) -> str:
+def filled(template: str, parts: dict[str, str]) -> str:
     """A template with its parts; what is put in is not looked at again."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
