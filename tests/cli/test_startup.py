@@ -15,6 +15,7 @@ COMMANDS = [
     ("tune",),
     ("time",),
     ("scan",),
+    ("chat",),
     ("eval",),
     ("benchmark",),
     ("families",),

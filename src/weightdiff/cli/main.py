@@ -15,6 +15,7 @@ from weightdiff import __version__
 from weightdiff.cli import (
     ask,
     benchmark,
+    chat,
     convert,
     curves,
     dataset,
@@ -64,7 +65,6 @@ app = typer.Typer(
     name="weightdiff",
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -74,6 +74,7 @@ app = typer.Typer(
     ),
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command("chat", epilog=chat.EXAMPLES)(chat.chat)
 app.command("scan", epilog=scan.EXAMPLES)(scan.scan)
 app.command("triggers", epilog=triggers.EXAMPLES)(triggers.triggers)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
