@@ -15,6 +15,7 @@ COMMANDS = [
     ("tune",),
     ("time",),
     ("scan",),
+    ("plan",),
     ("chat",),
     ("eval",),
     ("benchmark",),

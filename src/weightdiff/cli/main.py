@@ -28,6 +28,7 @@ from weightdiff.cli import (
     inspect,
     merge,
     organisms,
+    plan,
     push,
     report,
     reproduce,
@@ -93,6 +94,7 @@ app.command("export", epilog=export.EXAMPLES)(export.export)
 app.add_typer(push.app, name="push")
 app.command("time", epilog=dating.EXAMPLES)(dating.command)
 app.command("curves", epilog=curves.EXAMPLES)(curves.curves)
+app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
 app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
 
