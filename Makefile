@@ -20,7 +20,7 @@ $(RUN): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(RUN)
-	$(PIP) -e ".[dev,eval]"
+	$(PIP) -e ".[dev,eval,app]"
 	touch $@
 
 demo: $(RUN)

@@ -242,9 +242,9 @@ def test_the_plot(cli, bundle, tmp_path, suffix):
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_plot_of_little(number, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib (extra eval) is not installed")
-    from weightdiff.cli.plots import plot_inspection
     from weightdiff.diffs.inspection import inspect
     from weightdiff.diffs.types import DenseDelta, WeightDiff
+    from weightdiff.evals.plots import plot_inspection
 
     zeros = WeightDiff({"a": DenseDelta(torch.zeros(2, 2))})
     one = WeightDiff({"a": DenseDelta(torch.ones(2, 2))})
@@ -253,9 +253,9 @@ def test_a_plot_of_little(number, tmp_path):
 
 
 def test_the_heat_map_holds_frobenius_norms():
-    from weightdiff.cli.plots import norms_by_place
     from weightdiff.diffs.inspection import inspect
     from weightdiff.diffs.types import DenseDelta, WeightDiff
+    from weightdiff.evals.plots import norms_by_place
 
     modules = {
         "h.10.a": DenseDelta(torch.full((2, 2), 3.0)),

@@ -136,7 +136,7 @@ def test_the_plot(cli_json, files, suffix, names):
 
 def test_the_plot_holds_the_shares_and_the_means(files, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib (extra eval) is not installed")
-    from weightdiff.cli import plots
+    from weightdiff.evals import plots
 
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, _path: figures.append(figure))
@@ -165,7 +165,7 @@ def test_the_plot_holds_the_shares_and_the_means(files, monkeypatch):
 @pytest.mark.parametrize("scores", [[], [1.0], [i / 10 for i in range(20)]])
 def test_a_plot_of_odd_things(tmp_path, found, scores):
     pytest.importorskip("matplotlib", reason="matplotlib (extra eval) is not installed")
-    from weightdiff.cli.plots import plot_graded
+    from weightdiff.evals.plots import plot_graded
 
     ends = (1.0, float("-inf"), float("inf")) if scores else (None, None, None)
     counts = dict.fromkeys(scores, 1)
@@ -175,7 +175,7 @@ def test_a_plot_of_odd_things(tmp_path, found, scores):
 
 
 def test_scaling_needs_every_name():
-    from weightdiff.cli.plots import scaling_lines
+    from weightdiff.evals.plots import scaling_lines
 
     def named(*names: str) -> dict[str, list[int]]:
         found = [GradedSummary(name, 1, 0, 2.0, 1.0, 3.0, {2.0: 1}) for name in names]
@@ -239,7 +239,7 @@ def test_what_agreement_and_figures_refuse(refused, files, arguments, words):
 
 def _drawn(monkeypatch, found, **options):
     """Axes of the figure that is drawn of some summaries."""
-    from weightdiff.cli import plots
+    from weightdiff.evals import plots
 
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, _path: figures.append(figure))

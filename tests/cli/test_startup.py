@@ -15,6 +15,7 @@ COMMANDS = [
     ("tune",),
     ("time",),
     ("scan",),
+    ("app",),
     ("plan",),
     ("chat",),
     ("eval",),

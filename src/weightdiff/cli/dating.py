@@ -73,7 +73,7 @@ def command(
         return
     found = dated.read(out)
     if page:
-        from weightdiff.cli.dating_plots import draw
+        from weightdiff.evals.dated_plots import draw
 
         made = {
             "command": f"`{common.command_line()}`",

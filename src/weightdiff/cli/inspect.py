@@ -73,7 +73,7 @@ def inspect(
     No model is run. With --base, every change is set beside the weight it is
     added to, which reads the whole checkpoint once.
     """
-    from weightdiff.cli.plots import check_plot, plot_inspection
+    from weightdiff.evals.plots import check_plot, plot_inspection
 
     if plot:
         check_plot(plot)

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from weightdiff import __version__
+from weightdiff.cli import app as web
 from weightdiff.cli import (
     ask,
     benchmark,
@@ -75,6 +76,7 @@ app = typer.Typer(
     ),
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command("app", epilog=web.EXAMPLES)(web.serve)
 app.command("chat", epilog=chat.EXAMPLES)(chat.chat)
 app.command("scan", epilog=scan.EXAMPLES)(scan.scan)
 app.command("triggers", epilog=triggers.EXAMPLES)(triggers.triggers)

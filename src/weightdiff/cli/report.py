@@ -117,8 +117,8 @@ def report(
     if not graded:
         raise FormatError("nothing to report: give folders of runs, or graded answers by --graded FILE")
     _refuse("--graded", {"--out": out, "--brief": brief})
-    from weightdiff.cli.plots import check_plot, plot_graded
     from weightdiff.evals.graded import distinct_names, read_graded, summarise
+    from weightdiff.evals.plots import check_plot, plot_graded
 
     if plot:
         check_plot(plot)

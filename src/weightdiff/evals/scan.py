@@ -170,6 +170,10 @@ class Scan:
         found = [done[name] for name in names]
         return sorted(found, key=lambda s: (VERDICTS.index(s.verdict), -s.concern, s.name))
 
+    def of(self, diffs: Sequence[tuple[str, WeightDiff]]) -> list[Scanned]:
+        """Scan diffs that are at hand, by what they are called; they fit the base (`fitted`)."""
+        return list(self._asked([(name, digest(diff), diff) for name, diff in diffs]))
+
     def _read(self, name: str) -> WeightDiff:
         try:
             diff = read_diff(name)

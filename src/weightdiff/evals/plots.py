@@ -1,4 +1,4 @@
-"""Figures of the command line, drawn by matplotlib (extra `eval`), which is imported only for drawing."""
+"""Figures of diffs and graded answers, drawn by matplotlib (extra `eval`), imported only for drawing."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from weightdiff.cli.plots import new_figure, save_figure
 from weightdiff.evals.dated import ALPHAS, GAPS
 from weightdiff.evals.dated_page import PICTURES, Found, by_distance, divergence, picture
+from weightdiff.evals.plots import new_figure, save_figure
 from weightdiff.organisms.period import YEAR
 
 
