@@ -76,7 +76,7 @@ def build(service: Service) -> Any:
                 file_count="multiple",
                 file_types=[".safetensors", ".json"],
                 label="or upload the two files of a PEFT folder",
-                height=120,
+                height=160,
                 min_width=280,
                 elem_id="upload",
             )
