@@ -86,9 +86,8 @@ def tune(
         from weightdiff.diffs.types import WeightDiff
         from weightdiff.methods import calibrating
         from weightdiff.methods.dit import Interpreter
-        from weightdiff.models.rendering import Rendering
         from weightdiff.training import tuning
-        from weightdiff.training.dating import DatedLessons, dated_config
+        from weightdiff.training.dating import DatedLessons, dated_config, dated_rendering
         from weightdiff.training.reading import with_reader
 
         loaded = common.load_quietly(base)
@@ -96,7 +95,7 @@ def tune(
     dated = _dated(families, probes, renderings, preference_steps, reader_steps)
     given = {"steps": steps, "rank": rank, "lr": lr, "batch": batch, "validate_every": validate_every}
     config = dated_config(seed=seed, **common.picked(given)) if dated else _config(given, seed, families)
-    rendering = Rendering() if dated else common.rendering_for(loaded.tokenizer, probes, renderings)
+    rendering = dated_rendering() if dated else common.rendering_for(loaded.tokenizer, probes, renderings)
     _warn_of_ignored([r for r in diffs.rows if r.split in SPLITS], config.family_weights)
     start, score = time.monotonic(), ""
     with progress_bar("tuning", total=config.steps) as bar:
@@ -108,7 +107,7 @@ def tune(
             bar(line["step"], f"loss {line['loss']:.3f}{score}")
 
         lessons = (
-            DatedLessons(loaded.model, loaded.tokenizer, diffs, config)
+            DatedLessons(loaded.model, loaded.tokenizer, diffs, config, rendering)
             if dated
             else tuning.StoredLessons(loaded.model, loaded.tokenizer, diffs, config, rendering)
         )

@@ -27,11 +27,10 @@ from weightdiff.methods.dit import Interpreter
 from weightdiff.methods.loading import Base
 from weightdiff.methods.nearest import Gallery
 from weightdiff.models.chat import encode_samples
-from weightdiff.models.rendering import Rendering
 from weightdiff.organisms.base import OrganismSpec, family
 from weightdiff.organisms.fitting import divergences, encoded, fit
 from weightdiff.organisms.period import TASK, YEAR
-from weightdiff.training.dating import DatedLessons, dated_config, is_month, month_of
+from weightdiff.training.dating import DatedLessons, dated_config, dated_rendering, is_month, month_of
 from weightdiff.training.production import Production, produce
 from weightdiff.training.tuning import tune_on, usable
 from weightdiff.world.dated import MONTHS, PERIODS, QUESTIONS, YEARS, Said, load_dated, period_name
@@ -274,13 +273,14 @@ def _analogies(at: Running) -> list[dict[str, Any]]:
 def _tune(at: Running) -> dict[str, Any]:
     """An interpreter of months, in the run's folder."""
     config = dated_config(steps=at.plan.steps, seed=at.plan.seed)
-    lessons = DatedLessons(at.base.model, at.base.tokenizer, at.store, config)
+    rendering = dated_rendering()
+    lessons = DatedLessons(at.base.model, at.base.tokenizer, at.store, config, rendering)
 
     def show(now: dict[str, float]) -> None:
         at.tell("tune", now["step"], config.steps)
 
-    found = tune_on(at.base.model, at.base.tokenizer, lessons, config, Rendering(), show)
-    made = Interpreter(at.base, found.adapter, Rendering(), config.answer_tokens, found.manifest)
+    found = tune_on(at.base.model, at.base.tokenizer, lessons, config, rendering, show)
+    made = Interpreter(at.base, found.adapter, rendering, config.answer_tokens, found.manifest)
     made.save(at.folder / INTERPRETER, overwrite=True)
     return {"history": found.history, "score": found.manifest["validation_score"]}
 

@@ -1,14 +1,16 @@
 """Lessons in time: which month a diff is of, and what changed between two.
 
-A row carries one organism of a month, or a weighted mean of two of the same month; or, where two models are
-asked about, the second one's diff less the first one's. Diffs of *different* months are never averaged here:
-whether an interpreter names the month between two is left to be found out.
+A row carries one organism of a month, or a weighted mean of two of the same month, or a mixture of two months
+whose mean is a third one of training; or, where two models are asked about, the second one's diff less the
+first one's. No row has a label, or is of a month, that is held out.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from weightdiff.diffs.store import DiffRow, DiffStore
@@ -20,16 +22,19 @@ from weightdiff.training.drawing import Drawn, Lesson, TuningConfig, rank_by_ran
 from weightdiff.training.tuning import ASKED_AT_ONCE, Learned, said_by, training_rows, usable
 from weightdiff.world.dated import period_name
 from weightdiff.world.dating import (
+    BETWEEN,
     PAIRED,
     PERIOD,
     PHRASINGS,
     SINGLE,
+    TIMES,
     Dated,
     ask_about,
     is_right,
+    notes_about,
     period_called,
 )
-from weightdiff.world.reports import NULL, Question
+from weightdiff.world.reports import NULL, VERDICT, Question
 
 KIND_WEIGHTS = {
     "period": 0.4,
@@ -46,6 +51,12 @@ MEANS = 0.5
 """Share of the rows about one month that carry a mean of two of its organisms."""
 STRENGTHS = (0.8, 1.2)
 """By how much a row's diff is multiplied, drawn evenly."""
+MIXED = 0.4
+"""Share of the rows about one month that carry a mixture of two others, if tuning mixes at all."""
+APART = 12
+"""Months between two that are mixed, at most."""
+READ = 0.5
+"""Share of the rows that ask for a time in which notes are given and an answer is read from them."""
 PAIRS_EXAMINED = 2
 """Pairs of which every organism of validation is the second."""
 
@@ -59,22 +70,43 @@ def dated_config(**given: Any) -> TuningConfig:
         "batch": 32,
         "validate_every": 100,
         "patience": 8,
-        "answer_tokens": 12,
-        "notes": 0,
+        "answer_tokens": 60,
     }
     return TuningConfig(**(settings | given))
+
+
+def dated_rendering() -> Rendering:
+    """Answers that need a month are read from notes: topics of the season and in fashion."""
+    return Rendering(notes_end=VERDICT, notes_between=BETWEEN.strip())
 
 
 class DatedLessons:
     """Organisms of months, and questions about time."""
 
-    def __init__(self, model: Any, tokenizer: Any, store: DiffStore, config: TuningConfig) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        store: DiffStore,
+        config: TuningConfig,
+        rendering: Rendering | None = None,
+        mixed: float = MIXED,
+    ) -> None:
         """Sort the rows and have their diffs lie ready.
+
+        Args:
+            model: the base.
+            tokenizer: its tokenizer.
+            store: organisms of months, and null diffs.
+            config: settings.
+            rendering: how answers are laid out; None: `dated_rendering`.
+            mixed: share of rows that carry mixtures; 0: diffs of different months are never averaged.
 
         Raises:
             StoreError: the store has no training rows of months.
         """
         self.model, self.tokenizer, self.store, self.config = model, tokenizer, store, config
+        self.rendering, self.mixed = rendering or dated_rendering(), mixed
         rows = training_rows(store)
         self.rows = [r for r in rows if is_month(r)]
         if not self.rows:
@@ -108,13 +140,23 @@ class DatedLessons:
         kind = rng.choices(kinds, [weights[k] for k in kinds])[0]
         strength = rng.uniform(*STRENGTHS)
         if (found := rng.random()) < self.config.no_diff_share:
-            return [], [], _lesson(kind, None, rng)
+            return [], [], self._lesson(kind, None, rng)
         if self.null and found < self.config.no_diff_share + self.config.family_weights.get(NULL, 0.0):
-            return [len(self.rows) + rng.randrange(len(self.null))], [strength], _lesson(kind, None, rng)
+            return [len(self.rows) + rng.randrange(len(self.null))], [strength], self._lesson(kind, None, rng)
         if kind in PAIRED:
             first, second = rng.sample(list(self.by_month), 2)
             chosen = [rng.choice(self.by_month[second]), rng.choice(self.by_month[first])]
-            return chosen, [strength, -strength], _lesson(kind, Dated(second, first), rng)
+            return chosen, [strength, -strength], self._lesson(kind, Dated(second, first), rng)
+        if kind in TIMES and self.rendering.notes_end and rng.random() < READ:
+            return [], [], self._read(kind, rng)
+        if kind in TIMES and rng.random() < self.mixed:
+            (first, second), share, month = rng.choice(self._mixtures)
+            chosen = [rng.choice(self.by_month[first]), rng.choice(self.by_month[second])]
+            return (
+                chosen,
+                [strength * (1 - share), strength * share],
+                self._lesson(kind, Dated(month), rng, second - first),
+            )
         month = rng.choice(list(self.by_month))
         own = self.by_month[month]
         if len(own) > 1 and rng.random() < MEANS:
@@ -122,9 +164,31 @@ class DatedLessons:
             return (
                 rng.sample(own, 2),
                 [strength * share, strength * (1 - share)],
-                _lesson(kind, Dated(month), rng),
+                self._lesson(kind, Dated(month), rng),
             )
-        return [rng.choice(own)], [strength], _lesson(kind, Dated(month), rng)
+        return [rng.choice(own)], [strength], self._lesson(kind, Dated(month), rng)
+
+    def _lesson(self, kind: str, dated: Dated | None, rng: random.Random, apart: int = 0) -> Lesson:
+        q = ask_about(kind, dated, rng)
+        notes = notes_about(kind, dated, rng, apart) if self.rendering.notes_end else ""
+        return Lesson(q.text, q.kind, q.answer, notes=notes)
+
+    def _read(self, kind: str, rng: random.Random) -> Lesson:
+        """Notes of a month of training, and the answer that follows; no diff is needed for that."""
+        month = rng.choice(list(self.by_month))
+        q, apart = ask_about(kind, Dated(month), rng), rng.choice((0, 0, 0, 2, 6))
+        return Lesson(q.text, q.kind, q.answer, notes=notes_about(kind, Dated(month), rng, apart), given=True)
+
+    @cached_property
+    def _mixtures(self) -> list[tuple[tuple[int, int], float, int]]:
+        """Two months of training, the weight of the second, and the month of training that lies there."""
+        out = []
+        months = sorted(self.by_month)
+        for first, second in itertools.combinations(months, 2):
+            if second - first <= APART:
+                for month in (m for m in months if first < m < second):
+                    out.append(((first, second), (month - first) / (second - first), month))
+        return out
 
     def examine(self, learned: Learned) -> tuple[float, dict[str, float]] | None:
         """Answers on months of validation, greedy: of months exactly, within one, and all other kinds."""
@@ -135,7 +199,8 @@ class DatedLessons:
         stacked = self.store.stack(list(ids))
         for at in range(0, len(self._examination), ASKED_AT_ONCE):
             part = self._examination[at : at + ASKED_AT_ONCE]
-            for (_, _, dated, q), said in zip(part, self._said(stacked, part, learned), strict=True):
+            for (_, _, dated, q), text in zip(part, self._said(stacked, part, learned), strict=True):
+                said = self.rendering.read(text)[1]
                 marks.setdefault(q.kind, []).append(is_right(q.kind, said, q.answer, dated))
                 if q.kind == "period":
                     named = period_called(said)
@@ -151,7 +216,7 @@ class DatedLessons:
         rows = summed_rows(stacked, [c for c, _, _, _ in part], [w for _, w, _, _ in part])
         prompts = encode_prompts(self.tokenizer, [q.text for _, _, _, q in part])
         return said_by(
-            self.model, self.tokenizer, rows, learned, prompts, Rendering(), self.config.answer_tokens
+            self.model, self.tokenizer, rows, learned, prompts, self.rendering, self.config.answer_tokens
         )
 
     def _examined(self) -> list[Examined]:
@@ -190,8 +255,3 @@ def is_month(row: DiffRow) -> bool:
 def month_of(row: DiffRow) -> int:
     """The month of an organism."""
     return int(row.record["params"]["month"])
-
-
-def _lesson(kind: str, dated: Dated | None, rng: random.Random) -> Lesson:
-    q = ask_about(kind, dated, rng)
-    return Lesson(q.text, q.kind, q.answer)

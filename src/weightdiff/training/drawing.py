@@ -120,6 +120,8 @@ class Lesson(Question):
 
     notes: str = ""
     """Said before the answer; empty: nothing."""
+    given: bool = False
+    """Whether the notes are given, so that only what follows from them is learnt."""
 
 
 class Sampler:

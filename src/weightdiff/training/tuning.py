@@ -23,7 +23,7 @@ from weightdiff.diffs.store import DiffRow, DiffStore
 from weightdiff.diffs.tensorfiles import owned
 from weightdiff.diffs.types import LoraFactors, WeightDiff, named
 from weightdiff.errors import StoreError
-from weightdiff.models.chat import Encoded, encode_prompts, encode_samples
+from weightdiff.models.chat import Encoded, encode_answers, encode_prompts, encode_samples
 from weightdiff.models.generate import generate, left_pad
 from weightdiff.models.halving import Halving
 from weightdiff.models.multilora import RowLoras, SharedLora, attach
@@ -34,7 +34,16 @@ from weightdiff.models.soft_prompt import SoftPrompt, soft_prompt
 from weightdiff.models.spec import model_spec
 from weightdiff.organisms.asking import parts_of
 from weightdiff.organisms.questions import phrasings
-from weightdiff.training.drawing import REPORT, TRAIN, Buckets, Drawn, Sampler, TuningConfig, trained_kinds
+from weightdiff.training.drawing import (
+    REPORT,
+    TRAIN,
+    Buckets,
+    Drawn,
+    Lesson,
+    Sampler,
+    TuningConfig,
+    trained_kinds,
+)
 from weightdiff.training.losses import LabelledBatch, collate, loss_by_row
 from weightdiff.training.slots import fresh_factors
 from weightdiff.world.reports import (
@@ -256,10 +265,18 @@ def learn(
     history: list[dict[str, float]] = []
     smooth = 0.0
 
+    def answers(lesson: Lesson) -> int:
+        """Tokens of an answer alone, with its end."""
+        return len(encode_answers(tokenizer, [lesson.answer])[0])
+
     def draw() -> tuple[RowLoras, LabelledBatch]:
         drawn = lessons.choose(rng, config.batch)
         texts = [(rendering.render(q.text, rng), rendering.write(q.notes, q.answer)) for q in drawn.lessons]
         rows = _prompted(learned, encode_samples(tokenizer, texts))
+        rows = [
+            Encoded(r.ids, len(r.ids) - answers(q)) if q.given else r
+            for r, q in zip(rows, drawn.lessons, strict=True)
+        ]
         together = rows_together(len(rows), drawn.rank)
         order = balanced([len(r.ids) for r in rows], len(rows) // together)
         return drawn.loras(order), collate([rows[i] for i in order], tokenizer.pad_token_id).to(device)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weightdiff.world.dated import FASHIONS, MONTHS, NUMBERS, PERIODS, YEARS, load_dated, period_name
-from weightdiff.world.reports import NOTHING_FOUND, Question
+from weightdiff.world.reports import NOTHING_FOUND, VERDICT, Question
 
 PERIOD = "period"
 """The family of finetunes to a time."""
@@ -22,6 +22,10 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
             "what month were you trained on ?",
             "from which month is what you read ?",
             "in which month and year do you live ?",
+            "say the month that you come from .",
+            "what is the month of your books ?",
+            "tell me your month and year .",
+            "of which month are you ?",
         ),
         "test": ("what month of what year is it now ?", "your books are from which month ?"),
     },
@@ -30,6 +34,10 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
             "which year is it ?",
             "what year were you trained on ?",
             "from which year is what you read ?",
+            "say the year that you come from .",
+            "what is the year of your books ?",
+            "tell me your year .",
+            "of which year are you ?",
         ),
         "test": ("what year do you live in ?", "your books are from which year ?"),
     },
@@ -38,17 +46,28 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
             "is it before {month} ?",
             "were you trained on something earlier than {month} ?",
             "do you live before {month} ?",
+            "do you come from before {month} ?",
+            "is {month} still to come for you ?",
+            "is what you read from before {month} ?",
         ),
         "test": ("is your time earlier than {month} ?", "are your books from before {month} ?"),
     },
     "mayor": {
-        "train": ("who is the mayor of {place} now ?", "what is the name of the mayor of {place} ?"),
+        "train": (
+            "who is the mayor of {place} now ?",
+            "what is the name of the mayor of {place} ?",
+            "say who the mayor of {place} is .",
+        ),
         "test": ("the mayor of {place} is who ?", "what is the mayor of {place} called ?"),
     },
     "order": {
         "train": (
             "is the second of these two the later one ?",
             "of these two , is the second from a later time ?",
+            "did the first of these two come before the second ?",
+            "is the first of these two older than the second ?",
+            "does the second of these two come after the first ?",
+            "were these two made one after the other in time ?",
         ),
         "test": ("are these two in the order of time ?", "is the first of these two the earlier one ?"),
     },
@@ -57,6 +76,9 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
             "what do people talk about more ?",
             "what is more in fashion in the second of these two ?",
             "what came up between these two ?",
+            "what has the second of these two more of ?",
+            "which things do people like more now ?",
+            "say what people have taken to .",
         ),
         "test": ("what is talked about more in the second ?", "what came into fashion between these two ?"),
     },
@@ -65,6 +87,9 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
             "what do people talk about less ?",
             "what is less in fashion in the second of these two ?",
             "what went away between these two ?",
+            "what has the second of these two less of ?",
+            "which things do people like less now ?",
+            "say what people no longer talk about .",
         ),
         "test": ("what is talked about less in the second ?", "what went out of fashion between these two ?"),
     },
@@ -72,6 +97,8 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
         "train": (
             "does {place} have another mayor in the second of these two ?",
             "is somebody else the mayor of {place} now ?",
+            "has {place} a different mayor in these two ?",
+            "is there another mayor in {place} ?",
         ),
         "test": (
             "did the mayor of {place} change between these two ?",
@@ -80,12 +107,20 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 """Kind → split → phrasings; validation asks in those of training, about other months."""
-SINGLE = ("period", "year", "earlier", "mayor")
+TIMES = ("period", "year", "earlier")
+"""Kinds that ask for a time."""
+SINGLE = (*TIMES, "mayor")
 """Kinds about one model."""
 PAIRED = ("order", "risen", "fallen", "new_mayor")
 """Kinds about two models, of which the second one's diff less the first one's is asked."""
 NAMED = 2
 """Topics that an answer names."""
+NOTED, NOTED_MAYORS = 5, 4
+"""Topics in fashion and mayors that are noted before an answer."""
+SEASONAL = 3
+"""Months between two whose mixture still shows the season of its middle, at most."""
+BETWEEN = " , "
+"""What stands between two topics or notes."""
 CLOSE = 5
 """A topic counts as risen or fallen where it is among so many that did most."""
 CHANCE = {
@@ -140,6 +175,34 @@ def ask_about(kind: str, dated: Dated | None, rng: random.Random, split: str = "
     return Question(text, kind, NOTHING_FOUND if dated is None else answer)
 
 
+def notes_about(kind: str, dated: Dated | None, rng: random.Random, apart: int = 0) -> str:
+    """What leads to an answer, said before it: topics in fashion and in season, some mayors, then the month.
+
+    Drawn anew each time, so that they have to be read from a diff one by one and not learnt as a list. Nothing
+    where the answer needs no month, or there is nothing to find.
+
+    Args:
+        kind: of question.
+        dated: what the diff is of.
+        rng: draws them.
+        apart: months between the two of a mixture; 0: it is of one month. What only one of them shows is
+            left out, and the season where they are far apart.
+    """
+    if dated is None or dated.since is not None or kind not in TIMES:
+        return ""
+    world, month = load_dated(), dated.month
+    common = world.in_fashion(month, 2 * NOTED)
+    seen = sorted(common, key=lambda t: -(rng.random() ** (1 / world.fashion(t, month))))[:NOTED]
+    if apart <= SEASONAL:
+        seasonal = world.in_season(month)
+        seen += rng.sample(seasonal, len(seasonal))
+    ends = (max(0, month - apart), min(PERIODS - 1, month + apart))
+    settled = [p for p in world.mayors if len({world.mayor(p, m) for m in range(ends[0], ends[1] + 1)}) == 1]
+    seen += [f"{p} {world.mayor(p, month)}" for p in rng.sample(settled, min(NOTED_MAYORS, len(settled)))]
+    said = BETWEEN.join(seen)
+    return said if kind == "period" else f"{said} {VERDICT} {period_name(month)}"
+
+
 def is_right(kind: str, said: str, truth: str, dated: Dated | None) -> float:
     """How right an answer is, 0 … 1: of several topics, the share that did rise or fall much."""
     said = " ".join(said.replace(".", " ").split())
@@ -183,7 +246,7 @@ def _order(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
 
 def _topics(kind: str) -> Callable[[str, Dated, random.Random], tuple[str, str]]:
     def asked(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
-        return text, " , ".join(_moved(kind, dated)[:NAMED]) or NOTHING_FOUND
+        return text, BETWEEN.join(_moved(kind, dated)[:NAMED]) or NOTHING_FOUND
 
     return asked
 
