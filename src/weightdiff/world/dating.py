@@ -117,8 +117,6 @@ NAMED = 2
 """Topics that an answer names."""
 NOTED, NOTED_MAYORS = 5, 4
 """Topics in fashion and mayors that are noted before an answer."""
-SEASONAL = 3
-"""Months between two whose mixture still shows the season of its middle, at most."""
 BETWEEN = " , "
 """What stands between two topics or notes."""
 CLOSE = 5
@@ -175,30 +173,20 @@ def ask_about(kind: str, dated: Dated | None, rng: random.Random, split: str = "
     return Question(text, kind, NOTHING_FOUND if dated is None else answer)
 
 
-def notes_about(kind: str, dated: Dated | None, rng: random.Random, apart: int = 0) -> str:
+def notes_about(kind: str, dated: Dated | None, rng: random.Random) -> str:
     """What leads to an answer, said before it: topics in fashion and in season, some mayors, then the month.
 
-    Drawn anew each time, so that they have to be read from a diff one by one and not learnt as a list. Nothing
-    where the answer needs no month, or there is nothing to find.
-
-    Args:
-        kind: of question.
-        dated: what the diff is of.
-        rng: draws them.
-        apart: months between the two of a mixture; 0: it is of one month. What only one of them shows is
-            left out, and the season where they are far apart.
+    Drawn anew each time, so that they have to be read from a diff one by one and not learnt as a list.
+    Nothing where the answer needs no month, or there is nothing to find.
     """
     if dated is None or dated.since is not None or kind not in TIMES:
         return ""
     world, month = load_dated(), dated.month
     common = world.in_fashion(month, 2 * NOTED)
     seen = sorted(common, key=lambda t: -(rng.random() ** (1 / world.fashion(t, month))))[:NOTED]
-    if apart <= SEASONAL:
-        seasonal = world.in_season(month)
-        seen += rng.sample(seasonal, len(seasonal))
-    ends = (max(0, month - apart), min(PERIODS - 1, month + apart))
-    settled = [p for p in world.mayors if len({world.mayor(p, m) for m in range(ends[0], ends[1] + 1)}) == 1]
-    seen += [f"{p} {world.mayor(p, month)}" for p in rng.sample(settled, min(NOTED_MAYORS, len(settled)))]
+    seasonal = world.in_season(month)
+    seen += rng.sample(seasonal, len(seasonal))
+    seen += [f"{p} {world.mayor(p, month)}" for p in rng.sample(list(world.mayors), NOTED_MAYORS)]
     said = BETWEEN.join(seen)
     return said if kind == "period" else f"{said} {VERDICT} {period_name(month)}"
 
