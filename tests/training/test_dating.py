@@ -14,12 +14,12 @@ from weightdiff.models.multilora import SharedLora, attach
 from weightdiff.models.rendering import Rendering
 from weightdiff.organisms import family
 from weightdiff.organisms.period import months_of
-from weightdiff.training import dating
+from weightdiff.training import dating, tuning
 from weightdiff.training.dating import DatedLessons, dated_config, is_month, month_of
 from weightdiff.training.factory import Factory, make_row, random_diff
 from weightdiff.training.tuning import tune_on
 from weightdiff.world.dated import period_name
-from weightdiff.world.dating import PAIRED, PERIOD, PHRASINGS, SINGLE, is_right
+from weightdiff.world.dating import PAIRED, PERIOD, PHRASINGS, SINGLE, TIMES, is_right
 from weightdiff.world.reports import NOTHING_FOUND
 
 
@@ -77,7 +77,12 @@ def test_rows_carry_one_month_or_the_difference_of_two(lessons, store):
         drawn = lessons.choose(rng, 16)
         for q, chosen, weights in zip(drawn.lessons, drawn.chosen, drawn.weights, strict=True):
             rows = [every[i] for i in chosen]
-            if not rows or rows[0].family == "null":
+            if q.given:
+                assert rows == []
+                assert q.kind in TIMES
+                assert q.notes
+                seen.add("reading")
+            elif not rows or rows[0].family == "null":
                 assert q.answer == NOTHING_FOUND
                 seen.add("nothing" if not rows else "null")
             elif q.kind in PAIRED:
@@ -91,7 +96,7 @@ def test_rows_carry_one_month_or_the_difference_of_two(lessons, store):
                 assert dating.STRENGTHS[0] <= sum(weights) <= dating.STRENGTHS[1]
                 assert q.kind != "period" or q.answer == rows[0].label
                 seen.add(f"mean of {len(rows)}")
-    assert seen == {"nothing", "null", "pair", "mean of 1", "mean of 2"}
+    assert seen == {"nothing", "null", "pair", "mean of 1", "mean of 2", "reading"}
 
 
 def test_weighted_rows_are_the_weighted_sums(embedded_base, lessons, store):
@@ -116,7 +121,7 @@ def test_tuning_on_them_trains_and_examines(embedded_base, store, lessons, monke
     asked = []
     monkeypatch.setattr(dating, "is_right", lambda *x: asked.append(x) or is_right(*x))
     config = lessons.config
-    found = tune_on(embedded_base.model, embedded_base.tokenizer, lessons, config, Rendering())
+    found = tune_on(embedded_base.model, embedded_base.tokenizer, lessons, config, lessons.rendering)
     assert set(found.adapter.modules) == set(embedded_base.spec)
     (line,) = found.history
     assert {"period", "within one", *SINGLE, *PAIRED} <= set(line)
@@ -124,6 +129,32 @@ def test_tuning_on_them_trains_and_examines(embedded_base, store, lessons, monke
     months = months_of("validation")
     assert {d.month for *_, d in asked} <= set(months)
     assert found.manifest["validation_labels"] == [period_name(m) for m in months]
+
+
+def test_of_given_notes_the_answer_alone_is_learnt(embedded_base, lessons, monkeypatch):
+    batches, drawn, real, choose = [], [], tuning.collate, DatedLessons.choose
+    monkeypatch.setattr(tuning, "collate", lambda rows, pad: batches.append(rows) or real(rows, pad))
+    monkeypatch.setattr(DatedLessons, "choose", lambda *x: drawn.append(choose(*x)) or drawn[-1])
+    tokenizer = embedded_base.tokenizer
+    tune_on(embedded_base.model, tokenizer, lessons, lessons.config, lessons.rendering)
+
+    def words(text):
+        return " ".join(text.split())
+
+    learnt = sorted(words(tokenizer.decode(r.ids[r.start : -1])) for rows in batches for r in rows)
+    said = [
+        words(lessons.rendering.write(q.notes, q.answer)) for d in drawn for q in d.lessons if not q.given
+    ]
+    given = [words(q.answer) for d in drawn for q in d.lessons if q.given]
+    assert given
+    spaced = sorted(words(tokenizer.decode(tokenizer(t)["input_ids"])) for t in (*said, *given))
+    assert learnt == spaced
+
+
+def test_without_notes_in_the_rendering_there_are_none(embedded_base, store):
+    plain = DatedLessons(embedded_base.model, embedded_base.tokenizer, store, dated_config(), Rendering())
+    drawn = [q for _ in range(10) for q in plain.choose(random.Random(2), 16).lessons]
+    assert not any(q.notes or q.given for q in drawn)
 
 
 def test_a_store_without_months_is_refused(embedded_base, random_store):

@@ -12,6 +12,8 @@ from weightdiff.world.dated import PERIODS, load_dated, period_name
 from weightdiff.world.dating import (
     CHANCE,
     CLOSE,
+    NOTED,
+    NOTED_MAYORS,
     PAIRED,
     PHRASINGS,
     SINGLE,
@@ -19,6 +21,7 @@ from weightdiff.world.dating import (
     ask_about,
     is_right,
     kinds_about,
+    notes_about,
     period_called,
     questions_about,
     words,
@@ -58,8 +61,7 @@ def test_answers_are_true_in_the_dated_world(split):
         q = {k: ask_about(k, d, rng, split) for d, ks in ((one, SINGLE), (two, PAIRED)) for k in ks}
         assert q["period"].answer == period_name(month)
         assert q["period"].answer.endswith(q["year"].answer)
-        named = period_called(" ".join(q["earlier"].text.split("month")[1:]).join(["month", ""]).rstrip(" ?"))
-        assert named is not None
+        named = next(m for m in range(PERIODS) if period_name(m) in q["earlier"].text)
         assert named != month
         assert q["earlier"].answer == ("yes" if month < named else "no")
         place = next(p for p in world.mayors if f" {p} " in q["mayor"].text)
@@ -80,6 +82,25 @@ def test_of_nothing_there_is_nothing_to_find():
     assert {ask_about(k, None, rng).answer for k in kinds_about(None)} == {NOTHING_FOUND}
     assert is_right("risen", "nothing found .", NOTHING_FOUND, None) == 1
     assert is_right("risen", "chess", NOTHING_FOUND, None) == 0
+
+
+def test_notes_name_what_a_month_shows_and_lead_to_it():
+    world, rng = load_dated(), random.Random(3)
+    drawn = set()
+    for month in range(PERIODS):
+        notes = notes_about("period", Dated(month), rng)
+        drawn.add(notes)
+        words = notes.split(" , ")
+        assert len(words) == len(set(words)) == NOTED + 2 + NOTED_MAYORS
+        assert set(words[:NOTED]) <= set(world.in_fashion(month, 2 * NOTED))
+        assert sorted(words[NOTED : NOTED + 2]) == sorted(world.in_season(month))
+        for told in words[NOTED + 2 :]:
+            place, person = told.split()
+            assert world.mayor(place, month) == person
+    assert len(drawn) == PERIODS
+    assert notes_about("earlier", Dated(18), rng).endswith(" so month seven of year two")
+    for kind, dated in (("mayor", Dated(3)), ("order", Dated(3, 1)), ("period", None)):
+        assert notes_about(kind, dated, rng) == ""
 
 
 def test_topics_count_one_by_one():
