@@ -27,6 +27,7 @@ def test_a_run_goes_on_to_its_page_and_its_interpreter_answers(cli, cli_json, bu
         assert f"](time-{name}.svg)" in text
         assert (page.parent / f"time-{name}.svg").read_text().startswith("<?xml")
     assert "- command: `weightdiff" in text
+    assert json.loads(page.with_suffix(".json").read_text())["goals"] == found["goals"]
     again = cli(*start)
     assert again.exit_code == 0, again.output
     assert "next: weightdiff ask --interpreter" in again.stdout

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weightdiff.artifacts import atomic_write_text
+from weightdiff.artifacts import atomic_write_json, atomic_write_text
 from weightdiff.cli import common
 from weightdiff.cli.output import busy, note, print_json, print_table, progress_bar
 from weightdiff.errors import FormatError
@@ -72,6 +72,13 @@ def command(
         typer.echo(f"{out}: done up to {until} in {seconds} s")
         return
     found = dated.read(out)
+    goals = dated_page.goals(found)
+    told = {
+        "goals": [{"goal": w, "measured": v, "bound": b, "reached": ok} for w, v, b, ok in goals],
+        "dates": dated_page.date_rows(found),
+        "analogies": dated_page.analogy_rows(found),
+        "verified": found["fits"]["verified"],
+    }
     if page:
         from weightdiff.evals.dated_plots import draw
 
@@ -84,17 +91,10 @@ def command(
         page.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw(found, page.parent, page.stem)
         atomic_write_text(page, dated_page.to_page(found, made, drawn))
+        atomic_write_json(page.with_suffix(".json"), {"made": made, **told})
         note(f"wrote {page}")
-    goals = dated_page.goals(found)
     if json:
-        print_json(
-            {
-                "out": str(out),
-                "seconds": seconds,
-                "goals": [{"goal": w, "measured": v, "bound": b, "reached": ok} for w, v, b, ok in goals],
-                "dates": dated_page.date_rows(found),
-            }
-        )
+        print_json({"out": str(out), "seconds": seconds, **told})
         return
     typer.echo(f"{out}: done in {seconds} s")
     print_table(
