@@ -12,8 +12,10 @@ import torch
 
 from weightdiff.diffs.store import DiffStore
 from weightdiff.errors import StoreError
+from weightdiff.organisms import family
 from weightdiff.organisms.questions import phrasings
 from weightdiff.training import reading
+from weightdiff.training.factory import make_row
 from weightdiff.training.reading import (
     ReaderConfig,
     old_row,
@@ -51,6 +53,13 @@ def wordings():
 def worded(text):
     """The kinds of question of which a text holds a phrasing, by split."""
     return {(kind, split) for kind, split, pattern in wordings() if pattern.search(text)}
+
+
+def test_a_time_is_in_no_report(random_store):
+    rows = usable(random_store.select(split="train"))
+    dated = [make_row(s, {}) for s in family("period").specs("month", "train", 3, 0)]
+    assert parts_by_family([*rows, *dated]) == parts_by_family(rows)
+    assert parts_by_family(dated) == {}
 
 
 def test_rows_are_training_questions_about_training_labels(random_store, known):

@@ -35,6 +35,7 @@ from weightdiff.training.tuning import rate_at, usable
 from weightdiff.world import lessons, load_world
 from weightdiff.world.reports import (
     HELD_OUT_KINDS,
+    KIND_ANSWERS,
     NAMED_BY,
     NOT_SAID,
     REPORT_WORDINGS,
@@ -68,10 +69,10 @@ class ReaderConfig:
 
 
 def parts_by_family(rows: Sequence[DiffRow]) -> dict[str, list[Part]]:
-    """What the organisms of some rows were taught, by family."""
+    """What the organisms of some rows were taught, by family; of families that reports tell of."""
     out: dict[str, list[Part]] = {}
     for row in rows:
-        for part in parts_of(row):
+        for part in (p for p in parts_of(row) if p.family in KIND_ANSWERS):
             out.setdefault(part.family, []).append(part)
     return out
 
