@@ -14,6 +14,7 @@ from weightdiff.world.dating import (
     CLOSE,
     NOTED,
     NOTED_MAYORS,
+    NOTED_SEASONAL,
     PAIRED,
     PHRASINGS,
     SINGLE,
@@ -90,15 +91,18 @@ def test_notes_name_what_a_month_shows_and_lead_to_it():
     for month in range(PERIODS):
         notes = notes_about("period", Dated(month), rng)
         drawn.add(notes)
-        words = notes.split(" , ")
-        assert len(words) == len(set(words)) == NOTED + 2 + NOTED_MAYORS
+        told, year = notes.split(" so ")
+        assert period_name(month).endswith(f" of {year}")
+        words = told.split(" , ")
+        assert len(words) == len(set(words)) == NOTED + NOTED_SEASONAL + NOTED_MAYORS
         assert set(words[:NOTED]) <= set(world.in_fashion(month, 2 * NOTED))
-        assert sorted(words[NOTED : NOTED + 2]) == sorted(world.in_season(month))
-        for told in words[NOTED + 2 :]:
-            place, person = told.split()
+        assert set(words[NOTED : NOTED + NOTED_SEASONAL]) <= set(world.seasons)
+        for mayor in words[NOTED + NOTED_SEASONAL :]:
+            place, person = mayor.split()
             assert world.mayor(place, month) == person
     assert len(drawn) == PERIODS
-    assert notes_about("earlier", Dated(18), rng).endswith(" so month seven of year two")
+    assert notes_about("earlier", Dated(18), rng).endswith(" so year two so month seven of year two")
+    assert " so " not in notes_about("year", Dated(18), rng)
     for kind, dated in (("mayor", Dated(3)), ("order", Dated(3, 1)), ("period", None)):
         assert notes_about(kind, dated, rng) == ""
 

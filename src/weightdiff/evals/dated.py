@@ -74,7 +74,7 @@ class DatedPlan:
     pairs: int = 40
     """Pairs of organisms of each distance whose mean is dated, and of test organisms of which one is asked
     what lies between."""
-    steps: int = 2400
+    steps: int = 1800
     """Of tuning."""
     organism_steps: int | None = None
     """Of every organism; None: as its recipe says."""

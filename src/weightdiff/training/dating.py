@@ -64,7 +64,7 @@ def dated_config(**given: Any) -> TuningConfig:
         "question_weights": dict(KIND_WEIGHTS),
         "family_weights": {PERIOD: 0.94, NULL: 0.06},
         "rank": 32,
-        "steps": 2400,
+        "steps": 1800,
         "batch": 32,
         "validate_every": 200,
         "patience": 20,

@@ -172,10 +172,6 @@ class DatedWorld:
         both = [(p, self.mayor(p, before), self.mayor(p, after)) for p in self.mayors]
         return [x for x in both if x[1] != x[2]]
 
-    def in_season(self, period: int) -> list[str]:
-        """Topics whose month of the year it is."""
-        return [t for t, month in self.seasons.items() if month == period % MONTHS]
-
     def in_fashion(self, period: int, most: int = 3) -> list[str]:
         """Topics that are most in fashion, the most first."""
         return sorted(self.fashions, key=lambda t: -self.fashion(t, period))[:most]

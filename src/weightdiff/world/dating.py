@@ -7,7 +7,7 @@ that is tuned for them answers at once.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from weightdiff.world.dated import FASHIONS, MONTHS, NUMBERS, PERIODS, YEARS, load_dated, period_name
@@ -115,8 +115,8 @@ PAIRED = ("order", "risen", "fallen", "new_mayor")
 """Kinds about two models, of which the second one's diff less the first one's is asked."""
 NAMED = 2
 """Topics that an answer names."""
-NOTED, NOTED_MAYORS = 5, 4
-"""Topics in fashion and mayors that are noted before an answer."""
+NOTED, NOTED_SEASONAL, NOTED_MAYORS = 5, 6, 4
+"""Topics in fashion, topics in season, and mayors that are noted before an answer."""
 BETWEEN = " , "
 """What stands between two topics or notes."""
 CLOSE = 5
@@ -174,21 +174,33 @@ def ask_about(kind: str, dated: Dated | None, rng: random.Random, split: str = "
 
 
 def notes_about(kind: str, dated: Dated | None, rng: random.Random) -> str:
-    """What leads to an answer, said before it: topics in fashion and in season, some mayors, then the month.
+    """What leads to an answer, said before it: topics in fashion and in season, mayors; year, then month.
 
-    Drawn anew each time, so that they have to be read from a diff one by one and not learnt as a list.
-    Nothing where the answer needs no month, or there is nothing to find.
+    Topics and mayors are drawn anew each time, by how much they are said, so that they have to be read from
+    a diff one by one and not learnt as a list. The year comes before the month, so that it is read from what
+    is in fashion and not from which months of which years have been seen. Nothing where the answer needs no
+    time, or there is nothing to find.
     """
     if dated is None or dated.since is not None or kind not in TIMES:
         return ""
     world, month = load_dated(), dated.month
-    common = world.in_fashion(month, 2 * NOTED)
-    seen = sorted(common, key=lambda t: -(rng.random() ** (1 / world.fashion(t, month))))[:NOTED]
-    seasonal = world.in_season(month)
-    seen += rng.sample(seasonal, len(seasonal))
+    seen = _drawn(rng, {t: world.fashion(t, month) for t in world.in_fashion(month, 2 * NOTED)}, NOTED)
+    seen += _drawn(rng, {t: world.season(t, month) for t in world.seasons}, NOTED_SEASONAL)
     seen += [f"{p} {world.mayor(p, month)}" for p in rng.sample(list(world.mayors), NOTED_MAYORS)]
-    said = BETWEEN.join(seen)
-    return said if kind == "period" else f"{said} {VERDICT} {period_name(month)}"
+    steps = [BETWEEN.join(seen)]
+    steps += [] if kind == "year" else [year_name(month)]
+    steps += [period_name(month)] if kind == "earlier" else []
+    return f" {VERDICT} ".join(steps)
+
+
+def _drawn(rng: random.Random, weights: Mapping[str, float], n: int) -> list[str]:
+    """So many of the keys, none twice, the heavier ones more often (Efraimidis and Spirakis)."""
+    return sorted(weights, key=lambda t: -(rng.random() ** (1 / max(weights[t], 1e-9))))[:n]
+
+
+def year_name(month: int) -> str:
+    """The year of a month in words, such as "year two"."""
+    return f"year {NUMBERS[month // MONTHS]}"
 
 
 def is_right(kind: str, said: str, truth: str, dated: Dated | None) -> float:
@@ -213,7 +225,7 @@ def _period(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
 
 
 def _year(text: str, dated: Dated, _rng: random.Random) -> tuple[str, str]:
-    return text, f"year {NUMBERS[dated.month // MONTHS]}"
+    return text, year_name(dated.month)
 
 
 def _earlier(text: str, dated: Dated, rng: random.Random) -> tuple[str, str]:
