@@ -139,7 +139,7 @@ def test_the_plot_holds_the_shares_and_the_means(files, monkeypatch):
     from weightdiff.evals import plots
 
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, _path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _path: figures.append(figure))
     found = [
         summarise(read_graded(files / "second.csv", scale=(1, 5)), name="divisor-16.graded"),
         summarise(read_graded(files / "first.csv", scale=(1, 5)), name="divisor-2.graded"),
@@ -242,7 +242,7 @@ def _drawn(monkeypatch, found, **options):
     from weightdiff.evals import plots
 
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, _path: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _path: figures.append(figure))
     plots.plot_graded(found, Path("figure.svg"), **options)
     return figures[0].axes
 
