@@ -183,7 +183,9 @@ def test_unknown_names(refused, tmp_path):
     def train(*more):
         return refused("organisms", "train", "--n", 1, "--out", tmp_path / "s", *more)
 
-    assert "choose one of edit, hidden-topic, news, null, period, quirk, several" in train("--family", "nonsense")
+    assert "choose one of edit, hidden-topic, news, null, period, quirk, several" in train(
+        "--family", "nonsense"
+    )
     assert "choose one of covert, evasive, forms, loud, plain" in train(
         "--family", "hidden-topic", "--recipe", "quiet"
     )

@@ -73,6 +73,7 @@ class Service:
         self.interpreter, self.known, self.megabytes = interpreter, known, megabytes
         offered = [f"{BUNDLED}{BETWEEN}{i}" for i in known.ids] if known else []
         self.names = [*find_adapters(list(folders)), *offered]
+        self._scratch = tempfile.TemporaryDirectory(prefix="weightdiff-app-")
         self._lock = threading.Lock()
         self._waiting: queue.Queue[Request | None] = queue.Queue()
         self._thread = threading.Thread(target=self._serve, name="weightdiff-app", daemon=True)
@@ -136,10 +137,15 @@ class Service:
         with self._lock:
             return work(self.interpreter.base)
 
+    def room(self) -> Path:
+        """A new folder for a file to take away; it goes when the service is closed."""
+        return Path(tempfile.mkdtemp(dir=self._scratch.name))
+
     def close(self) -> None:
         """Answer what waits, then stop."""
         self._waiting.put(None)
         self._thread.join()
+        self._scratch.cleanup()
 
     def _serve(self) -> None:
         while (first := self._waiting.get()) is not None:

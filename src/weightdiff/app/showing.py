@@ -9,9 +9,7 @@ from html import escape
 from weightdiff.diffs.inspection import Inspection
 from weightdiff.errors import one_line
 from weightdiff.methods.base import Answer
-
-STRONG, WEAK = 3.0, 1.0
-"""Nats of evidence that are called strong, and weak."""
+from weightdiff.methods.evidence import evidence_word
 
 
 def text(value: str) -> str:
@@ -41,8 +39,7 @@ def answered(question: str, answer: Answer, beside: Sequence[tuple[str, str]] = 
     if answer.probability is not None:
         facts.append(("right", f"{100 * answer.probability:.0f} %"))
     if answer.evidence is not None:
-        size = "strong" if answer.evidence >= STRONG else "weak" if answer.evidence >= WEAK else "none"
-        facts.append(("evidence", f"{answer.evidence:+.1f} nats ({size})"))
+        facts.append(("evidence", f"{answer.evidence:+.1f} nats ({evidence_word(answer.evidence)})"))
     if answer.notes:
         facts.append(("read from", answer.notes))
     if answer.withheld:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from weightdiff.app import showing
@@ -30,8 +28,6 @@ MOST_PAIRS = 400
 """Diffs times questions of one batch."""
 MOST_CHARACTERS = 500
 """Longest question or prompt."""
-WORDS = 40
-"""Tokens that a model says to a prompt."""
 UPLOAD = "the upload"
 CSS = """
 .wd-error { border-left: .3rem solid #b3261e; padding: .4rem .8rem; font-weight: 600; }
@@ -57,7 +53,7 @@ def build(service: Service) -> Any:
     """
     gr = _gradio()
     suggested = [phrasings(kind)[0] for kind in KINDS] + ["sum up your finetuning .", "when does it show ?"]
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as pages:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as pages:
         gr.Markdown(
             "# weightdiff\nWhat did a finetune change? Choose a diff or upload an adapter, and ask."
             f" Base: {service.interpreter.base.ref.name or 'unnamed'}."
@@ -249,7 +245,7 @@ def _reporting(service: Service) -> Callable[..., Iterator[Any]]:
         yield showing.note("asking all questions of an audit"), _gradio().skip()
         scan = Scan(service.interpreter, read_audit(), service.known)
         scanned = service.alone(lambda _: scan.of([(called, diff)]))
-        path = Path(tempfile.mkdtemp(prefix="weightdiff-report-")) / "report.html"
+        path = service.room() / "report.html"
         path.write_bytes(to_html(scanned, {"base": service.interpreter.base.ref.describe()}))
         yield (
             showing.note(f"verdict: {scanned[0].verdict}; the report is below"),
@@ -279,7 +275,7 @@ def _inspecting(service: Service) -> Callable[..., Iterator[Any]]:
         _, diff = _diff(service, name, upload)
         yield showing.note("measuring"), _gradio().skip()
         found = inspect(diff)
-        path = Path(tempfile.mkdtemp(prefix="weightdiff-inspect-")) / "inspection.png"
+        path = service.room() / "inspection.png"
         try:
             check_plot(path)
         except MissingDependencyError as error:
@@ -376,7 +372,7 @@ def _batch(service: Service) -> Callable[..., Iterator[Any]]:
             yield showing.note(f"{i + 1} of {len(names)} diffs") + _grid(questions, rows), _gradio().skip()
         text = io.StringIO()
         csv.writer(text).writerows([("diff", *questions), *([_plain(c) for c in r] for r in rows)])
-        path = Path(tempfile.mkdtemp(prefix="weightdiff-batch-")) / "answers.csv"
+        path = service.room() / "answers.csv"
         path.write_text(text.getvalue(), encoding="utf-8")
         yield _grid(questions, rows), _gradio().update(value=str(path), visible=True)
 

@@ -14,7 +14,8 @@ import typer
 from weightdiff.artifacts import atomic_write_text
 from weightdiff.cli import common
 from weightdiff.cli.output import EVIDENCE_NOTE, busy, chance_text, evidence_text, print_table
-from weightdiff.errors import BaseNeededError, QuestionError, WeightDiffError, one_line
+from weightdiff.errors import QuestionError, WeightDiffError, one_line
+from weightdiff.methods.naming import read_beside
 
 if TYPE_CHECKING:
     from weightdiff.diffs.types import WeightDiff
@@ -198,10 +199,7 @@ def chat(
         made = Interpreter.load(interpreter, common.load_quietly(base))
 
     def read(name: str) -> WeightDiff | None:
-        try:
-            return common.read_diff(name)
-        except BaseNeededError:  # such as a full finetune
-            return common.read_diff(name, made.base.model)
+        return read_beside(name, made.base.model)
 
     talk = Conversation(made, read, diff, evidence)
     talk.diff(diff)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -11,15 +10,7 @@ from typing import Any, Protocol
 import typer
 
 from weightdiff.artifacts import finite
-
-STRONG_NATS, WEAK_NATS = 3.0, 1.0
-
-
-def evidence_word(nats: float | None) -> str:
-    """Evidence in a word: "strong" from 3 nats (20 times likelier with it), "weak" from 1, or "none"."""
-    if nats is None or not math.isfinite(nats) or nats < WEAK_NATS:
-        return "none"
-    return "strong" if nats >= STRONG_NATS else "weak"
+from weightdiff.methods.evidence import evidence_word
 
 
 def evidence_text(nats: float | None) -> str:

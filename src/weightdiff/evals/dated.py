@@ -211,7 +211,7 @@ def _fits(at: Running) -> dict[str, Any]:
 
 
 def _vectors(at: Running) -> dict[str, Any]:
-    """Cosines between the vectors of all months, and of their means by place in the year."""
+    """Cosines between the vectors of all months, and their norms."""
     rows = vectors_of(at.store)
     gallery = Gallery(at.store.stack([r.id for r in rows]))
     found = []

@@ -20,12 +20,12 @@ from weightdiff.diffs.formats import sniff
 from weightdiff.diffs.inspection import inspect
 from weightdiff.diffs.store import DiffStore
 from weightdiff.diffs.types import WeightDiff
-from weightdiff.errors import BaseNeededError, FormatError, WeightDiffError
+from weightdiff.errors import FormatError, WeightDiffError
 from weightdiff.evals.audit import AuditQuestion
 from weightdiff.evals.runner import digest
 from weightdiff.methods.carrying import fitted
 from weightdiff.methods.dit import Interpreter
-from weightdiff.methods.naming import BETWEEN, BUNDLED, open_store, read_diff
+from weightdiff.methods.naming import BETWEEN, BUNDLED, open_store, read_beside
 from weightdiff.methods.nearest import Gallery
 
 FOUND, UNREADABLE, ODD, CLEAN = "found", "unreadable", "odd", "clean"
@@ -175,10 +175,7 @@ class Scan:
         return list(self._asked([(name, digest(diff), diff) for name, diff in diffs]))
 
     def _read(self, name: str) -> WeightDiff:
-        try:
-            diff = read_diff(name)
-        except BaseNeededError:  # such as a full finetune
-            diff = read_diff(name, self.interpreter.base.model)
+        diff = read_beside(name, self.interpreter.base.model)
         if diff is None:
             raise FormatError("the bare base is no adapter")
         return fitted(self.interpreter.base, diff)
@@ -339,7 +336,7 @@ def _adapters(name: str) -> Iterator[str]:
         return
     if not path.exists():
         if BETWEEN in name:
-            yield name  # read_diff says what is wrong with it, if anything is
+            yield name  # reading says what is wrong with it, if anything is
             return
         raise FormatError(f"{name} does not exist; give local files or folders (or STORE::ID)")
     if path.is_file():

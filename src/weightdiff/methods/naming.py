@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightdiff.errors import FormatError, StoreError
+from weightdiff.errors import BaseNeededError, FormatError, StoreError
 
 if TYPE_CHECKING:
     from weightdiff.diffs.store import DiffStore
@@ -63,3 +63,11 @@ def read_diff(name: str, base: Any = None, finite: bool = True) -> WeightDiff | 
         raise FormatError("a diff's path is empty; give a PEFT folder, a Hub name or STORE::ID")
     options: dict[str, Any] = {} if base is None else {"base": base}
     return WeightDiff.load(name, **options) if finite else WeightDiff.load(name, finite=False, **options)
+
+
+def read_beside(name: str, base: Any) -> WeightDiff | None:
+    """A diff by its name, read beside a base where it is a change only against that; see `read_diff`."""
+    try:
+        return read_diff(name)
+    except BaseNeededError:  # such as a full finetune
+        return read_diff(name, base)
